@@ -1,0 +1,54 @@
+"""Self-supervised pretraining of image encoders with Barlow Twins (Zbontar et al. 2021)."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from barlow.encoders import create_encoder, load_encoder
+    from barlow.evaluation import evaluate
+    from barlow.loss import BarlowTwinsLoss, cross_correlation
+    from barlow.model import BarlowTwins
+    from barlow.optim import LARS
+    from barlow.pretraining import pretrain
+    from barlow.settings import Settings
+    from barlow.views import TwoViews
+
+# Each name is imported when it is first used, so that `import barlow` costs nothing.
+_ROOMS = {
+    "BarlowTwins": "model",
+    "BarlowTwinsLoss": "loss",
+    "LARS": "optim",
+    "Settings": "settings",
+    "TwoViews": "views",
+    "create_encoder": "encoders",
+    "cross_correlation": "loss",
+    "evaluate": "evaluation",
+    "load_encoder": "encoders",
+    "pretrain": "pretraining",
+}
+
+__version__ = "0.1.0"
+__all__ = [
+    "LARS",
+    "BarlowTwins",
+    "BarlowTwinsLoss",
+    "Settings",
+    "TwoViews",
+    "create_encoder",
+    "cross_correlation",
+    "evaluate",
+    "load_encoder",
+    "pretrain",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'barlow' has no attribute {name!r}")
+    value = getattr(import_module(f"barlow.{_ROOMS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
