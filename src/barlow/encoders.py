@@ -1,0 +1,172 @@
+"""Encoders from timm, with a stem for small images."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from barlow.errors import UserError
+
+Stem = Literal["auto", "standard", "small"]
+
+# At and below this size a ResNet's stride-2 convolution and pooling throw most of the image away.
+_SMALL_IMAGE = 64
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What it takes to build an encoder again: the arguments of `create_encoder`, settled."""
+
+    name: str
+    image_size: int
+    in_chans: int
+    stem: Literal["standard", "small"]
+    model_args: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, pretrained: bool = False) -> nn.Module:
+        """The encoder, freshly initialised or with timm's supervised weights."""
+        return create_encoder(
+            self.name,
+            image_size=self.image_size,
+            in_chans=self.in_chans,
+            pretrained=pretrained,
+            stem=self.stem,
+            **self.model_args,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as they are stored beside the weights."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "EncoderSpec":
+        """The inverse of `to_dict`."""
+        return cls(**values)
+
+
+def create_encoder(
+    name: str,
+    image_size: int = 224,
+    in_chans: int = 3,
+    pretrained: bool = False,
+    *,
+    stem: Stem = "auto",
+    **model_args: Any,
+) -> nn.Module:
+    """Create an encoder: any timm architecture without its classifier.
+
+    Args:
+        name: a timm name, such as "resnet18", "vit_small_patch16_224" or "convnext_tiny".
+        image_size: height and width of the views in pixels.
+        in_chans: channels of the images.
+        pretrained: start from timm's supervised weights (downloaded) instead of at random.
+        stem: "small" replaces a ResNet's 7x7 stride-2 convolution and pooling by a 3x3 stride-1
+            convolution, as everybody does for CIFAR; "standard" leaves the network alone; "auto"
+            is "small" for ResNets at 64 pixels and less.
+        **model_args: passed on to timm's constructor, such as `channels=(32, 64, 128, 256)`.
+
+    Returns:
+        A module `(N, in_chans, image_size, image_size) -> (N, num_features)` with the attributes
+        `num_features` and `spec`.
+
+    Raises:
+        UserError: if timm has no such architecture, or the architecture no such argument or stem.
+
+    Example:
+        >>> create_encoder("resnet18", image_size=32).num_features
+        512
+    """
+    import timm
+
+    if not timm.is_model(name):
+        raise UserError(f"unknown encoder {name!r}: {_nearest(name)}")
+    size_args = {"img_size": image_size} if _fixed_input_size(name) else {}
+    try:
+        encoder: nn.Module = timm.create_model(
+            name,
+            pretrained=pretrained,
+            num_classes=0,
+            in_chans=in_chans,
+            **{**size_args, **model_args},
+        )
+    except TypeError as error:
+        raise UserError(f"encoder {name!r} does not take these arguments: {error}") from error
+    has_resnet_stem = _has_resnet_stem(encoder)
+    if stem == "small" and not has_resnet_stem:
+        raise UserError(
+            f"encoder {name!r} has no 7x7 ResNet stem to make small: leave --stem at auto"
+        )
+    small = stem == "small" or (stem == "auto" and has_resnet_stem and image_size <= _SMALL_IMAGE)
+    if small:
+        _make_stem_small(encoder)
+    encoder.spec = EncoderSpec(  # type: ignore[assignment]
+        name, image_size, in_chans, "small" if small else "standard", model_args
+    )
+    return encoder
+
+
+def fresh_copy(encoder: nn.Module, seed: int = 0) -> nn.Module:
+    """The same architecture with new random weights: the baseline "without pretraining".
+
+    Args:
+        encoder: an encoder from `create_encoder` or `load_encoder`.
+        seed: of the initialisation.
+
+    Returns:
+        A new module; with the preprocessing of the given one, if it has any.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        copy = spec_of(encoder).build()
+    if hasattr(encoder, "preprocess"):
+        copy.preprocess = encoder.preprocess
+    return copy
+
+
+def spec_of(encoder: nn.Module) -> EncoderSpec:
+    """The spec an encoder carries; an error for one that was not made here."""
+    spec = getattr(encoder, "spec", None)
+    if not isinstance(spec, EncoderSpec):
+        raise UserError(
+            f"this {type(encoder).__name__} does not say how it was built: "
+            "make it with barlow.create_encoder or barlow.load_encoder"
+        )
+    return spec
+
+
+def _nearest(name: str) -> str:
+    from difflib import get_close_matches
+
+    import timm
+
+    near = get_close_matches(name, timm.list_models(), n=3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"{hint}timm.list_models() has them all"
+
+
+def _fixed_input_size(name: str) -> bool:
+    import timm
+
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return bool(config is not None and config.fixed_input_size)
+
+
+def _has_resnet_stem(encoder: nn.Module) -> bool:
+    conv, pool = getattr(encoder, "conv1", None), getattr(encoder, "maxpool", None)
+    return (
+        isinstance(conv, nn.Conv2d)
+        and conv.kernel_size == (7, 7)
+        and conv.stride == (2, 2)
+        and isinstance(pool, nn.MaxPool2d)
+    )
+
+
+def _make_stem_small(encoder: nn.Module) -> None:
+    old = encoder.conv1
+    assert isinstance(old, nn.Conv2d)
+    conv = nn.Conv2d(old.in_channels, old.out_channels, 3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    encoder.conv1 = conv
+    encoder.maxpool = nn.Identity()

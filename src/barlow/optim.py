@@ -1,0 +1,168 @@
+"""LARS, parameter groups, and the learning-rate schedule of the paper."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+_NORMS = (
+    nn.modules.batchnorm._NormBase,  # every BatchNorm and InstanceNorm
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+    nn.RMSNorm,
+)
+
+
+def parameter_groups(
+    model: nn.Module, *, lr: float, lr_bias_norm: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Split a model's trainable parameters into weights, and biases and norms.
+
+    A parameter counts as bias or norm by what it is: it belongs to a normalisation layer, or has
+    fewer than two dimensions. Names play no part.
+
+    Args:
+        model: any module.
+        lr: learning rate of the weights.
+        lr_bias_norm: learning rate of biases and normalisation parameters.
+        weight_decay: decay of the weights; biases and norms are not decayed (paper, section 3).
+
+    Returns:
+        Two groups for an optimiser. `lars_exclude` tells `LARS` to leave the layer-wise rate out.
+
+    Example:
+        >>> groups = parameter_groups(nn.Linear(2, 3), lr=0.2, lr_bias_norm=0.0048, weight_decay=0)
+        >>> [tuple(p.shape) for g in groups for p in g["params"]]
+        [(3, 2), (3,)]
+    """
+    in_norms = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, _NORMS)
+        for parameter in module.parameters(recurse=False)
+    }
+    weights, biases_and_norms = [], []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            is_weight = parameter.ndim > 1 and id(parameter) not in in_norms
+            (weights if is_weight else biases_and_norms).append(parameter)
+    return [
+        {"params": weights, "lr": lr, "weight_decay": weight_decay, "lars_exclude": False},
+        {"params": biases_and_norms, "lr": lr_bias_norm, "weight_decay": 0.0, "lars_exclude": True},
+    ]
+
+
+class LARS(Optimizer):
+    """Layer-wise adaptive rate scaling (You et al. 2017), as Barlow Twins trains with it.
+
+    For each weight `w` with gradient `g`: `d = g + weight_decay * w`, scaled by
+    `eta * |w| / |d|`, then momentum. Groups with `lars_exclude=True` get plain momentum on `g`.
+
+    Args:
+        params: parameters, or groups as `parameter_groups` makes them.
+        lr: learning rate; the paper's is 0.2 for weights and 0.0048 for biases and norms, times
+            batch size / 256.
+        weight_decay: added to the gradient before the norm is taken. Default 0; the paper's
+            training code uses 1.5e-6 (1e-6 for its published tables).
+        momentum: default 0.9 (paper).
+        eta: trust coefficient, default 0.001 (paper).
+
+    Raises:
+        ValueError: if a number is negative.
+
+    Example:
+        >>> layer = nn.Linear(4, 2)
+        >>> optimizer = LARS(layer.parameters(), lr=0.2)
+        >>> layer(torch.ones(1, 4)).sum().backward()
+        >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        *,
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
+        eta: float = 0.001,
+    ) -> None:
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "eta": eta}
+        for name, value in defaults.items():
+            if value < 0:
+                raise ValueError(f"LARS: {name} is {value}; it must not be negative")
+        super().__init__(params, {**defaults, "lars_exclude": False})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: evaluates the model again and returns the loss.
+
+        Returns:
+            What `closure` returned, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            for p in params:
+                if "momentum" not in self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            momenta = [self.state[p]["momentum"] for p in params]
+            # One call a group for all its parameters: a step is a handful of kernels.
+            updates = [p.grad for p in params if p.grad is not None]
+            if group["weight_decay"]:
+                updates = torch._foreach_add(updates, params, alpha=group["weight_decay"])
+            if not group["lars_exclude"]:
+                updates = torch._foreach_mul(updates, _trust(params, updates, group["eta"]))
+            torch._foreach_mul_(momenta, group["momentum"])
+            torch._foreach_add_(momenta, updates)
+            torch._foreach_add_(params, momenta, alpha=-group["lr"])
+        return loss
+
+
+def _trust(params: list[Tensor], updates: list[Tensor], eta: float) -> list[Tensor]:
+    """`eta * |w| / |d|` for each parameter; 1 where either norm is zero."""
+    weight_norms = torch._foreach_norm(params)
+    update_norms = torch._foreach_norm(updates)
+    return [
+        torch.where((w > 0) & (d > 0), eta * w / d, torch.ones_like(w))
+        for w, d in zip(weight_norms, update_norms, strict=True)
+    ]
+
+
+def warmup_cosine(step: int, *, steps: int, warmup: int, final: float = 0.001) -> float:
+    """The factor on the learning rate at a step: linear warm-up, then half a cosine.
+
+    Args:
+        step: 0-based step.
+        steps: steps of the whole training.
+        warmup: steps of the warm-up (paper: 10 of its 1000 epochs).
+        final: factor at the end (paper's code: 0.001).
+
+    Returns:
+        A factor in [0, 1].
+
+    Example:
+        >>> [round(warmup_cosine(s, steps=10, warmup=2, final=0), 2) for s in (0, 1, 2, 6, 10)]
+        [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    if step < warmup:
+        return step / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return cosine + final * (1 - cosine)

@@ -1,0 +1,224 @@
+"""Every setting of a pretraining: one typed field each, with its default and where that is from."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from barlow.errors import UserError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a pretraining is made of; each field is an option of `barlow pretrain`.
+
+    The same names are the keys of a recipe and of a run's `config.yaml`.
+
+    Example:
+        >>> Settings.of("cifar10", recipe="cifar10", epochs=5).encoder
+        'resnet18'
+    """
+
+    source: str
+    """where the images come from: a folder, Parquet files, or a name such as cifar10"""
+
+    encoder: str = "resnet50"
+    """architecture: any timm name"""
+    encoder_args: dict[str, Any] = field(default_factory=dict)
+    """arguments for timm's constructor, such as '{"channels": [32, 64, 128, 256]}'"""
+    stem: Literal["auto", "standard", "small"] = "auto"
+    """small: 3x3 stride-1 stem for ResNets on small images; auto: small up to 64 pixels"""
+    pretrained: bool = False
+    """start from timm's supervised weights (downloaded)"""
+    init: str | None = None
+    """start from this encoder: a run, an encoder folder or a checkpoint"""
+    projector: list[int] = field(default_factory=lambda: [8192, 8192, 8192])
+    """widths of the projector's layers (paper: 8192 three times)"""
+    lambd: float = 0.0051
+    """weight of the redundancy-reduction term (paper: 0.0051)"""
+    loss_scale: float = 1.0
+    """factor on the loss, as some published recipes have it"""
+
+    image_size: int = 224
+    """height and width of a view in pixels"""
+    channels: int = 3
+    """channels of the images"""
+    views: str = "auto"
+    """preset of the two view distributions; auto: small up to 64 pixels, else paper"""
+    view1: dict[str, Any] = field(default_factory=dict)
+    """changes to the first view's distribution, such as '{"blur": 0.5}'"""
+    view2: dict[str, Any] = field(default_factory=dict)
+    """changes to the second view's distribution"""
+    validation: str | None = None
+    """source of the validation loss; default: the source's own validation or test split"""
+    validation_limit: int = 2048
+    """images the validation loss is taken over, at most"""
+    limit: int | None = None
+    """use only the first N images of the source"""
+
+    epochs: int = 100
+    """passes over the images (paper: 1000)"""
+    batch_size: int = 256
+    """images a step, over all devices (paper: 2048; 256 does nearly as well, section 4)"""
+    accumulate: int = 1
+    """micro-batches a step: the loss stays that of the whole batch, memory is a micro-batch's"""
+    optimizer: Literal["lars", "adamw", "sgd"] = "lars"
+    """lars (paper), adamw or sgd"""
+    lr: float = 0.2
+    """learning rate of weights; for lars and sgd per 256 images of the batch (paper: 0.2)"""
+    lr_bias_norm: float = 0.0048
+    """learning rate of biases and norms, scaled alike (paper: 0.0048)"""
+    weight_decay: float = 1.5e-6
+    """decay of weights; biases and norms have none (paper's code: 1e-6 to 1.5e-6)"""
+    momentum: float = 0.9
+    """of lars and sgd; beta1 of adamw"""
+    warmup_epochs: float = 10.0
+    """epochs of linear warm-up (paper: 10), at most a tenth of the training"""
+    final_lr: float = 0.001
+    """factor on the learning rate that the cosine ends with (paper's code: 0.001)"""
+
+    seed: int = 0
+    """of initialisation, order and views"""
+    precision: Literal["32", "bf16", "16"] = "32"
+    """arithmetic of the encoder and projector: float32, or mixed with bfloat16 or float16"""
+    compile: bool = False
+    """compile the model with torch.compile"""
+    accelerator: str = "auto"
+    """auto, cpu, cuda or mps"""
+    devices: int = 1
+    """processes on this machine, one a device"""
+    sync_batch_norm: bool = True
+    """batch normalisation over all devices, so that their number changes nothing"""
+    workers: int = 2
+    """decoding processes a device, where the images do not fit in memory"""
+
+    save_every: int = 10
+    """epochs between the checkpoints that are kept"""
+    save_minutes: float = 10.0
+    """minutes between the checkpoints that a resumption starts from"""
+    eval_every: int = 1
+    """epochs between validation losses"""
+    log_every: int = 50
+    """steps between rows of metrics.csv"""
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    @classmethod
+    def of(cls, source: str, recipe: str | Path | None = None, **overrides: Any) -> "Settings":
+        """Settings from defaults, then a recipe, then single values.
+
+        Args:
+            source: where the images come from.
+            recipe: name of a shipped recipe, or path of a YAML file.
+            **overrides: fields of this class.
+
+        Raises:
+            UserError: if the recipe or a field does not exist, or a value cannot be.
+        """
+        values = {**(load_recipe(recipe) if recipe else {}), **overrides}
+        check_names(values, recipe)
+        return cls(**{"source": source, **values})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `config.yaml` holds them."""
+        return dataclasses.asdict(self)
+
+    @property
+    def view_preset(self) -> str:
+        """The preset that `views` stands for at this image size."""
+        if self.views != "auto":
+            return self.views
+        return "small" if self.image_size <= 64 else "paper"
+
+    def _check(self) -> None:
+        def refuse(what: str) -> None:
+            raise UserError(what)
+
+        for name in ("image_size", "channels", "epochs", "accumulate", "devices", "save_every"):
+            if getattr(self, name) < 1:
+                refuse(f"{name} is {getattr(self, name)}: give 1 or more")
+        for name in ("eval_every", "log_every", "validation_limit"):
+            if getattr(self, name) < 1:
+                refuse(f"{name} is {getattr(self, name)}: give 1 or more")
+        if self.limit is not None and self.limit < 1:
+            refuse(f"limit is {self.limit}: give 1 or more images")
+        if self.batch_size < 2:
+            refuse(
+                f"batch_size is {self.batch_size}: Barlow Twins correlates over the batch and "
+                "needs 2 images or more, better 128 or more"
+            )
+        parts = self.devices * self.accumulate
+        if self.batch_size % parts or self.batch_size // parts < 2:
+            near = max(2, round(self.batch_size / parts)) * parts
+            refuse(
+                f"batch_size {self.batch_size} does not divide over {self.devices} device(s) x "
+                f"{self.accumulate} micro-batch(es) of 2 images or more: use a multiple of "
+                f"{parts}, for example {near}"
+            )
+        if not self.projector or min(self.projector) < 1:
+            refuse(f"projector is {self.projector}: give the widths of its layers, all 1 or more")
+        for name in ("lr", "lr_bias_norm", "weight_decay", "warmup_epochs", "workers"):
+            if getattr(self, name) < 0:
+                refuse(f"{name} is {getattr(self, name)}: it must not be negative")
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    return sorted(p.name.removesuffix(".yaml") for p in _recipes().iterdir() if _is_yaml(p.name))
+
+
+def load_recipe(recipe: str | Path) -> dict[str, Any]:
+    """The values of a recipe.
+
+    Args:
+        recipe: name of a shipped recipe, or path of a YAML file.
+
+    Returns:
+        Field names of `Settings` and their values.
+
+    Raises:
+        UserError: if there is no such recipe, or it is not a YAML mapping.
+    """
+    path = Path(recipe)
+    if str(recipe) in recipe_names():
+        text = (_recipes() / f"{recipe}.yaml").read_text()
+    elif path.is_file():
+        text = path.read_text()
+    else:
+        raise UserError(
+            f"no recipe {str(recipe)!r}: use {', '.join(recipe_names())}, or the path of a YAML file"
+        )
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise UserError(f"recipe {str(recipe)!r} is not valid YAML: {where}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"recipe {str(recipe)!r} must be a YAML mapping of settings to values")
+    check_names(values, recipe)
+    return values
+
+
+def check_names(values: dict[str, Any], recipe: str | Path | None = None) -> None:
+    """Refuse names that are not settings, naming the nearest one that is."""
+    known = [f.name for f in dataclasses.fields(Settings)]
+    for name in values:
+        if name not in known:
+            from difflib import get_close_matches
+
+            near = get_close_matches(str(name), known, n=1)
+            hint = f": did you mean {near[0]!r}?" if near else f": there are {', '.join(known)}"
+            place = f" in recipe {str(recipe)!r}" if recipe else ""
+            raise UserError(f"unknown setting {name!r}{place}{hint}")
+
+
+def _recipes() -> Any:
+    return files("barlow") / "recipes"
+
+
+def _is_yaml(name: str) -> bool:
+    return name.endswith(".yaml")
