@@ -4,13 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from barlow.encoders import create_encoder, load_encoder
+    from barlow.encoders import create_encoder
     from barlow.evaluation import evaluate
     from barlow.loss import BarlowTwinsLoss, cross_correlation
     from barlow.model import BarlowTwins
     from barlow.optim import LARS
     from barlow.pretraining import pretrain
     from barlow.settings import Settings
+    from barlow.share import load_encoder
     from barlow.views import TwoViews
 
 # Each name is imported when it is first used, so that `import barlow` costs nothing.
@@ -23,7 +24,7 @@ _ROOMS = {
     "create_encoder": "encoders",
     "cross_correlation": "loss",
     "evaluate": "evaluation",
-    "load_encoder": "encoders",
+    "load_encoder": "share",
     "pretrain": "pretraining",
 }
 

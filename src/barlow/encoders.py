@@ -82,14 +82,13 @@ def create_encoder(
 
     if not timm.is_model(name):
         raise UserError(f"unknown encoder {name!r}: {_nearest(name)}")
-    size_args = {"img_size": image_size} if _fixed_input_size(name) else {}
     try:
         encoder: nn.Module = timm.create_model(
             name,
             pretrained=pretrained,
             num_classes=0,
             in_chans=in_chans,
-            **{**size_args, **model_args},
+            **{**size_args(name, image_size), **model_args},
         )
     except TypeError as error:
         raise UserError(f"encoder {name!r} does not take these arguments: {error}") from error
@@ -146,11 +145,12 @@ def _nearest(name: str) -> str:
     return f"{hint}timm.list_models() has them all"
 
 
-def _fixed_input_size(name: str) -> bool:
+def size_args(name: str, image_size: int) -> dict[str, int]:
+    """What timm's constructor must be told of the image size: nothing, unless it is fixed."""
     import timm
 
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    return bool(config is not None and config.fixed_input_size)
+    return {"img_size": image_size} if config is not None and config.fixed_input_size else {}
 
 
 def _has_resnet_stem(encoder: nn.Module) -> bool:

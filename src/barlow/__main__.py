@@ -1,0 +1,8 @@
+"""`python -m barlow` is the command `barlow`."""
+
+import sys
+
+from barlow.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""A run: one folder that holds everything a training produced."""
+
+import csv
+import dataclasses
+import io
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from barlow.checkpoint import load_last, write_text
+from barlow.errors import UserError
+from barlow.settings import Settings
+
+METRICS = [
+    "step",
+    "epoch",
+    "seconds",
+    "images_per_second",
+    "lr",
+    "loss",
+    "invariance",
+    "redundancy",
+    "diagonal_error",
+    "off_diagonal_rms",
+    "val_loss",
+    "val_invariance",
+    "val_redundancy",
+    "val_diagonal_error",
+    "val_off_diagonal_rms",
+]
+
+# What may differ between a run and its continuation: it changes where and how often, not what.
+_FREE = {"devices", "accelerator", "workers", "save_every", "save_minutes", "compile", "epochs"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and what is in it.
+
+    Example:
+        >>> Run("runs/a").metrics_file
+        PosixPath('runs/a/metrics.csv')
+    """
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+
+    @property
+    def config_file(self) -> Path:
+        """The settings, YAML."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        """The curves, CSV with the columns `METRICS`."""
+        return self.path / "metrics.csv"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """What a resumption starts from."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def encoder_folder(self) -> Path:
+        """The encoder as a timm folder."""
+        return self.path / "encoder"
+
+    def epoch_checkpoint(self, epoch: int) -> Path:
+        """A checkpoint that is kept."""
+        return self.path / "checkpoints" / f"epoch-{epoch:04d}.ckpt"
+
+    def settings(self) -> Settings:
+        """The settings the run was made with."""
+        values = yaml.safe_load(self.config_file.read_text())
+        return Settings(**{k: v for k, v in values.items() if not k.startswith("_")})
+
+    def encoder(self) -> nn.Module:
+        """The encoder, with the preprocessing it was trained with."""
+        from barlow.encoders import load_encoder
+
+        return load_encoder(self.path)
+
+    def metrics(self) -> list[dict[str, float]]:
+        """The rows of `metrics.csv`; a row has only the columns that were measured at its step."""
+        if not self.metrics_file.exists():
+            return []
+        with open(self.metrics_file, newline="") as file:
+            return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+    def add_metrics(self, row: Mapping[str, float]) -> None:
+        """Append a row to `metrics.csv`."""
+        new = not self.metrics_file.exists()
+        with open(self.metrics_file, "a", newline="") as file:
+            writer = csv.DictWriter(file, METRICS)
+            if new:
+                writer.writeheader()
+            writer.writerow({name: _short(row[name]) for name in METRICS if name in row})
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop rows of steps that a resumption will make again."""
+        rows = self.metrics()
+        if not rows or rows[-1]["step"] <= step:
+            return
+        text = io.StringIO()
+        writer = csv.DictWriter(text, METRICS)
+        writer.writeheader()
+        writer.writerows({k: _short(v) for k, v in r.items()} for r in rows if r["step"] <= step)
+        write_text(self.metrics_file, text.getvalue())
+
+    def log_handler(self) -> logging.Handler:
+        """A handler that appends to the run's `log.txt`."""
+        handler = logging.FileHandler(self.path / "log.txt")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        return handler
+
+
+def open_run(out: str | Path, settings: Settings) -> tuple[Run, dict[str, Any] | None]:
+    """The run in a folder: a new one, or an unfinished one with the checkpoint to resume from.
+
+    Args:
+        out: the folder.
+        settings: what is asked for now.
+
+    Returns:
+        The run, and its last checkpoint or None.
+
+    Raises:
+        UserError: if the folder holds something else, or a run with other settings.
+    """
+    run = Run(Path(out))
+    if not run.path.exists() or (run.path.is_dir() and not any(run.path.iterdir())):
+        return run, None
+    if not run.path.is_dir():
+        raise UserError(f"--out {out} is a file: give a folder")
+    if not run.config_file.exists():
+        raise UserError(f"--out {out} holds other files and no run: give a new or empty folder")
+    changed = _changes(run.settings(), settings)
+    if changed:
+        raise UserError(
+            f"--out {out} holds a run with other settings ({'; '.join(changed)}): "
+            "give another folder, or the settings of that run"
+        )
+    state = load_last(run.last_checkpoint)
+    return run, state
+
+
+def _changes(old: Settings, new: Settings) -> list[str]:
+    changes = [
+        f"{f.name} was {getattr(old, f.name)!r}, is {getattr(new, f.name)!r}"
+        for f in dataclasses.fields(Settings)
+        if f.name not in _FREE and getattr(old, f.name) != getattr(new, f.name)
+    ]
+    if new.epochs < old.epochs:
+        changes.append(f"epochs was {old.epochs}, is {new.epochs}; it may only grow")
+    return changes
+
+
+def _short(value: float) -> str:
+    return f"{value:.7g}"

@@ -1,0 +1,132 @@
+"""An encoder as a folder that plain timm loads: `config.json` and `model.safetensors`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from barlow.checkpoint import write_atomically, write_text
+from barlow.data import Preprocess
+from barlow.encoders import EncoderSpec, size_args, spec_of
+from barlow.errors import UserError
+
+# timm's ResNets have no stride-1 stem. The small one is written as a standard stem that computes
+# the same on an image enlarged this many times (each pixel a 4x4 block): the 7x7 stride-2
+# convolution reads one position a neighbouring pixel, and the stride-2 convolution that timm
+# offers in place of the pooling passes one of four results on. timm's own transform enlarges.
+_ENLARGE = 4
+_TAPS = torch.tensor([2, 3, 6])  # of seven: in the pixel before, the pixel, the pixel after
+
+
+def save_encoder(encoder: nn.Module, folder: Path) -> None:
+    """Write an encoder as a timm folder.
+
+    Args:
+        encoder: from `create_encoder` or `load_encoder`, with its `preprocess`.
+        folder: made if need be; its two files are replaced.
+    """
+    spec, preprocess = spec_of(encoder), encoder.preprocess
+    assert isinstance(preprocess, Preprocess)
+    weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
+    model_args = size_args(spec.name, spec.image_size) | spec.model_args
+    size = spec.image_size
+    interpolation = "bilinear"
+    if spec.stem == "small":
+        weights = _enlarge_stem(weights)
+        model_args["replace_stem_pool"] = True
+        size, interpolation = size * _ENLARGE, "nearest"
+    config = {
+        "architecture": spec.name,
+        "num_classes": 0,
+        "num_features": encoder.num_features,
+        "model_args": model_args,
+        "pretrained_cfg": {
+            "input_size": [spec.in_chans, size, size],
+            "interpolation": interpolation,
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": list(preprocess.mean),
+            "std": list(preprocess.std),
+            "num_classes": 0,
+        },
+        "barlow": spec.to_dict(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "model.safetensors", lambda f: f.write(save(weights)))
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def load_timm_folder(folder: Path) -> nn.Module:
+    """Load an encoder from a timm folder, ours or anybody's.
+
+    Raises:
+        UserError: if a file is missing or damaged, or the weights do not fit the architecture.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        weights = load_file(folder / "model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{folder} is not a whole timm folder: {error}") from error
+    data = config.get("pretrained_cfg", {})
+    if "barlow" in config:
+        spec = EncoderSpec.from_dict(config["barlow"])
+        if spec.stem == "small":
+            weights = _reduce_stem(weights)
+    else:
+        in_chans, image_size, _ = data.get("input_size", (3, 224, 224))
+        args = config.get("model_args", {})
+        spec = EncoderSpec(config["architecture"], image_size, in_chans, "standard", args)
+    encoder = spec.build()
+    load_weights(encoder, weights, str(folder))
+    encoder.preprocess = Preprocess(
+        spec.image_size,
+        mean=data.get("mean"),
+        std=data.get("std"),
+        in_chans=spec.in_chans,
+    )
+    return encoder
+
+
+def load_weights(encoder: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    """Put weights into an encoder; a classifier's are left out, anything else must fit.
+
+    Raises:
+        UserError: naming the first weights that are missing, unknown or of another shape.
+    """
+    wanted = encoder.state_dict()
+    missing = [k for k in wanted if k not in weights]
+    misshapen = [k for k in wanted if k in weights and wanted[k].shape != weights[k].shape]
+    if missing or misshapen:
+        what = f"misses {missing[0]}" if missing else f"has another shape for {misshapen[0]}"
+        raise UserError(f"the weights in {where} do not fit the encoder: the file {what}")
+    encoder.load_state_dict({k: weights[k] for k in wanted})
+
+
+def _enlarge_stem(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    weights = dict(weights)
+    small = weights["conv1.weight"]  # (C, in_chans, 3, 3)
+    channels = small.shape[0]
+    large = small.new_zeros(*small.shape[:2], 7, 7)
+    large[:, :, _TAPS[:, None], _TAPS] = small
+    pick = small.new_zeros(channels, channels, 3, 3)
+    pick[range(channels), range(channels), 2, 2] = 1
+    eps = nn.BatchNorm2d(1).eps
+    weights["conv1.weight"] = large
+    weights["maxpool.0.weight"] = pick
+    # Batch norm as the identity: variance + eps is one.
+    weights["maxpool.1.weight"] = torch.ones(channels)
+    weights["maxpool.1.bias"] = torch.zeros(channels)
+    weights["maxpool.1.running_mean"] = torch.zeros(channels)
+    weights["maxpool.1.running_var"] = torch.full((channels,), 1 - eps)
+    weights["maxpool.1.num_batches_tracked"] = torch.tensor(0)
+    return weights
+
+
+def _reduce_stem(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    reduced: dict[str, Any] = {k: v for k, v in weights.items() if not k.startswith("maxpool.")}
+    reduced["conv1.weight"] = weights["conv1.weight"][:, :, _TAPS[:, None], _TAPS]
+    return reduced

@@ -1,0 +1,83 @@
+import math
+
+import pytest
+import torch
+from timm.layers import LayerNorm2d
+from torch import nn
+
+from barlow.optim import LARS, parameter_groups, warmup_cosine
+
+
+def reference_lars(w, g, momentum, *, lr, weight_decay, mu, eta, adapt):
+    """One parameter's update, as the paper's code does it, in plain float64."""
+    if adapt:
+        g = g + weight_decay * w
+        w_norm, g_norm = w.norm(), g.norm()
+        if w_norm > 0 and g_norm > 0:
+            g = g * (eta * w_norm / g_norm)
+    momentum = mu * momentum + g
+    return w - lr * momentum, momentum
+
+
+def test_lars_takes_the_reference_steps():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)).double()
+    groups = parameter_groups(model, lr=0.2, lr_bias_norm=0.05, weight_decay=0.01)
+    optimizer = LARS(groups, 0.2, momentum=0.9, eta=0.001)
+    expected = {
+        name: (p.detach().clone(), torch.zeros_like(p)) for name, p in model.named_parameters()
+    }
+    for _ in range(5):
+        model(torch.randn(8, 5).double()).square().mean().backward()
+        for name, p in model.named_parameters():
+            weight = p.ndim > 1
+            expected[name] = reference_lars(
+                *(expected[name][0], p.grad, expected[name][1]),
+                lr=0.2 if weight else 0.05,
+                weight_decay=0.01,
+                mu=0.9,
+                eta=0.001,
+                adapt=weight,
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.detach(), expected[name][0], rtol=1e-12, atol=0)
+
+
+def test_lars_leaves_a_zero_weight_to_plain_momentum():
+    w = nn.Parameter(torch.zeros(2, 2))
+    optimizer = LARS([w], lr=1.0)
+    w.grad = torch.ones(2, 2)
+    optimizer.step()
+    assert torch.equal(w.detach(), -torch.ones(2, 2))
+
+
+def test_lars_refuses_a_negative_rate():
+    with pytest.raises(ValueError, match="lr is -1"):
+        LARS([nn.Parameter(torch.ones(1))], lr=-1)
+
+
+def test_groups_go_by_what_a_parameter_is_not_by_its_name():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), LayerNorm2d(4), nn.Linear(4, 2))
+    model.bias_like_name = nn.Parameter(torch.ones(3, 3))
+    weights, rest = (g["params"] for g in parameter_groups(model, lr=1, lr_bias_norm=1, weight_decay=1))
+    assert {tuple(p.shape) for p in weights} == {(4, 3, 3, 3), (2, 4), (3, 3)}
+    assert all(p.ndim == 1 for p in rest)
+    assert len(weights) + len(rest) == len(list(model.parameters()))
+
+
+def test_frozen_parameters_are_in_no_group():
+    layer = nn.Linear(2, 2)
+    layer.weight.requires_grad = False
+    groups = parameter_groups(layer, lr=1, lr_bias_norm=1, weight_decay=0)
+    assert [len(g["params"]) for g in groups] == [0, 1]
+
+
+def test_the_schedule_warms_up_then_falls_to_the_final_factor():
+    factors = [warmup_cosine(s, steps=100, warmup=10, final=0.01) for s in range(101)]
+    assert factors[:11] == pytest.approx([i / 10 for i in range(11)])
+    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert factors[55] == pytest.approx(0.5 + 0.01 * 0.5)
+    assert factors[100] == pytest.approx(0.01)
+    assert math.isfinite(warmup_cosine(0, steps=1, warmup=0))
