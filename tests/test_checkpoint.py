@@ -71,7 +71,7 @@ def test_a_file_that_would_execute_code_is_refused_and_nothing_runs(tmp_path):
     torch.save({"model": Touch(str(trap))}, tmp_path / "evil.ckpt")
     with pytest.raises(UserError, match="execute code"):
         load_checkpoint(tmp_path / "evil.ckpt")
-    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Touch(str(trap))))
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Touch(str(trap)), protocol=2))
     with pytest.raises(UserError):
         load_checkpoint(tmp_path / "evil.pkl")
     assert not trap.exists()

@@ -117,9 +117,11 @@ def _batch_norm(
     dims = [d for d in range(x.ndim) if d != 1]
     with torch.no_grad():
         count = x.numel() // channels
-        var, mean = torch.var_mean(x.float(), dims, correction=0)  # (C,), (C,)
-        every = [torch.empty(2, channels) for _ in range(dist.get_world_size())]
-        dist.all_gather(every, torch.stack([mean, var]))
+        exact = torch.promote_types(x.dtype, torch.float32)
+        var, mean = torch.var_mean(x.to(exact), dims, correction=0)  # (C,), (C,)
+        own = torch.stack([mean, var])
+        every = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(every, own)
         means, variances = torch.stack(every).unbind(1)  # (ranks, C) each
         mean = means.mean(0)
         # Ranks hold equally many samples: the variance within plus the variance between them.
@@ -150,7 +152,7 @@ class _Normalise(torch.autograd.Function):
         dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
             grads[0], x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
         )
-        sums = torch.stack([dweight, dbias]).float()  # (2, C): sum(dy * x_hat), sum(dy)
+        sums = torch.stack([dweight, dbias]).to(mean.dtype)  # (2, C): sum(dy * x_hat), sum(dy)
         dist.all_reduce(sums)
         scale = inverse if weight is None else inverse * weight
         shape = [1, -1] + [1] * (x.ndim - 2)

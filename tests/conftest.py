@@ -1,0 +1,35 @@
+"""What several tests share."""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def _rank(rank, world_size, port, function, args, results):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    try:
+        results[rank] = function(rank, world_size, *args)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture
+def on_ranks():
+    """`on_ranks(n, function, *args)`: what `function(rank, n, *args)` returns on n gloo ranks."""
+
+    def run(world_size, function, *args):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        with mp.Manager() as manager:
+            results = manager.dict()
+            mp.spawn(_rank, (world_size, port, function, args, results), world_size)
+            return [results[r] for r in range(world_size)]
+
+    return run
