@@ -1,0 +1,9 @@
+"""The room of the data: a source becomes batches of two views, or of plain images."""
+
+from barlow.data.batches import eval_batches
+from barlow.data.loading import Loader
+from barlow.data.preprocess import Preprocess
+from barlow.data.source import Source
+from barlow.data.sources import open_held_out, open_source
+
+__all__ = ["Loader", "Preprocess", "Source", "eval_batches", "open_held_out", "open_source"]

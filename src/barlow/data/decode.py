@@ -1,0 +1,177 @@
+"""Anything that holds an image becomes a uint8 tensor (C, H, W), or a reason why not."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+# What a source stores for one image: a path, an encoded file, or pixels (H, W) or (H, W, C).
+Raw = str | bytes | np.ndarray[Any, Any]
+
+MAX_PIXELS = 100_000_000  # a photograph of 10,000 x 10,000; more is taken for a bomb
+EXTENSIONS = frozenset(
+    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"]
+    + [".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".npy"]
+)
+_NPY = b"\x93NUMPY"
+
+
+class BrokenImage(Exception):
+    """This one image cannot be read; the message says why."""
+
+
+def decode(raw: Raw, in_chans: int = 3) -> Tensor:
+    """Read one image.
+
+    Args:
+        raw: a path, the bytes of an image file, or an array (H, W) or (H, W, C).
+        in_chans: 1 (grey), 3 (colour), or the number of bands of an array or multi-page TIFF.
+
+    Returns:
+        uint8 (in_chans, H, W), upright.
+
+    Raises:
+        BrokenImage: if it is empty, damaged, too large, or of other channels.
+
+    Example:
+        >>> decode(np.zeros((4, 6), np.uint8), in_chans=3).shape
+        torch.Size([3, 4, 6])
+    """
+    try:
+        if isinstance(raw, np.ndarray):
+            return from_array(raw, in_chans)
+        if _is_npy(raw):
+            return from_array(_load_npy(raw), in_chans)
+        with open_image(raw) as image:
+            return from_pil(image, in_chans)
+    except BrokenImage:
+        raise
+    except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error...
+        raise BrokenImage(_reason(error)) from None
+
+
+def open_image(raw: Raw) -> Image.Image:
+    """The header of an image file: size and mode, no pixels yet; refuses bombs."""
+    if isinstance(raw, bytes) and not raw:
+        raise BrokenImage("empty")
+    try:
+        image = Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else str(raw))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BrokenImage(f"decompression bomb: more than {MAX_PIXELS} pixels") from None
+    except OSError as error:
+        if (
+            not isinstance(raw, bytes)
+            and Path(str(raw)).exists()
+            and not Path(str(raw)).stat().st_size
+        ):
+            raise BrokenImage("empty") from None
+        raise BrokenImage(_reason(error)) from None
+    if image.width * image.height > MAX_PIXELS:
+        size = f"{image.width} x {image.height}"
+        image.close()
+        raise BrokenImage(f"decompression bomb: {size}, more than {MAX_PIXELS} pixels")
+    return image
+
+
+def from_pil(image: Image.Image, in_chans: int = 3) -> Tensor:
+    """A PIL image, upright, as uint8 (in_chans, H, W); the first frame of an animation."""
+    if in_chans not in (1, 3):
+        return from_array(_stack_pages(image), in_chans)
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        return from_array(np.asarray(image), in_chans)
+    mode = "L" if in_chans == 1 else "RGB"
+    if image.mode != mode:
+        image = _without_alpha(image).convert(mode)
+    pixels = torch.from_numpy(np.array(image))  # (H, W) or (H, W, 3)
+    return pixels[None] if in_chans == 1 else pixels.permute(2, 0, 1)
+
+
+def from_array(array: np.ndarray[Any, Any], in_chans: int = 3) -> Tensor:
+    """Pixels (H, W), (H, W, C) or (C, H, W) as uint8 (in_chans, H, W)."""
+    pixels = torch.from_numpy(np.ascontiguousarray(_to_uint8(array)))
+    if pixels.ndim == 2:
+        pixels = pixels[None]
+    elif pixels.ndim == 3 and (
+        pixels.shape[2] in (1, in_chans) or pixels.shape[0] > pixels.shape[2]
+    ):
+        pixels = pixels.permute(2, 0, 1)
+    if pixels.ndim != 3 or 0 in pixels.shape:
+        raise BrokenImage(f"an array of shape {tuple(array.shape)} is not an image")
+    if pixels.shape[0] == 1 and in_chans == 3:
+        return pixels.expand(3, -1, -1)
+    if pixels.shape[0] == 3 and in_chans == 1:
+        weights = torch.tensor([0.299, 0.587, 0.114])  # ITU-R 601, as PIL's "L"
+        grey = (pixels.float() * weights[:, None, None]).sum(0, keepdim=True)
+        return grey.round_().to(torch.uint8)
+    if pixels.shape[0] != in_chans:
+        raise BrokenImage(f"{pixels.shape[0]} channels, where {in_chans} were expected")
+    return pixels
+
+
+def _to_uint8(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * 255
+    low, high = (array.min(), array.max()) if array.size else (0, 0)
+    if array.dtype.kind == "f":
+        if not (low >= 0 and high <= 1):
+            raise BrokenImage(f"floats from {low:.3g} to {high:.3g}, where 0 to 1 were expected")
+        return np.rint(array * 255).astype(np.uint8)
+    if array.dtype.kind not in "iu" or low < 0 or high > 65535:
+        raise BrokenImage(f"{array.dtype} from {low} to {high}, where 0 to 65535 were expected")
+    # A fixed scale, not the image's own range: brightness must mean the same in every image.
+    scaled = array.astype(np.uint32) // 257 if _wide(array) else array
+    return scaled.astype(np.uint8)
+
+
+def _wide(array: np.ndarray[Any, Any]) -> bool:
+    return array.dtype.itemsize == 2 or bool(array.size and array.max() > 255)
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
+    """Transparent images on white: what lies under the transparency is no picture."""
+    if image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
+        image = image.convert("RGBA")
+    if image.mode in ("La", "RGBa"):
+        image = image.convert(image.mode[:-1].upper() + "A")
+    if image.mode not in ("LA", "RGBA"):
+        return image
+    rgba = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, rgba)
+
+
+def _stack_pages(image: Image.Image) -> np.ndarray[Any, Any]:
+    pages = []
+    for page in range(getattr(image, "n_frames", 1)):
+        image.seek(page)
+        pages.append(np.asarray(image))
+    if len(pages) == 1:
+        return pages[0]
+    if any(page.ndim != 2 or page.shape != pages[0].shape for page in pages):
+        raise BrokenImage("the pages are not grey images of one size")
+    return np.stack(pages, axis=-1)  # (H, W, pages)
+
+
+def _is_npy(raw: str | bytes) -> bool:
+    return raw.startswith(_NPY) if isinstance(raw, bytes) else raw.lower().endswith(".npy")
+
+
+def _load_npy(raw: str | bytes) -> np.ndarray[Any, Any]:
+    file = io.BytesIO(raw) if isinstance(raw, bytes) else raw
+    array: np.ndarray[Any, Any] = np.load(file, allow_pickle=False)
+    return array
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if "cannot identify image file" in str(error):
+        return "not an image"
+    return " ".join(str(error).split())[:200] or type(error).__name__

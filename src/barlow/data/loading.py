@@ -1,0 +1,107 @@
+"""A source becomes batches of two views, in an order that depends on nothing but the address."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from barlow import address
+from barlow.data import memory
+from barlow.data.source import Source
+from barlow.errors import UserError
+from barlow.views import TwoViews
+
+
+class Loader:
+    """Batches of two views, epoch after epoch.
+
+    The order of an epoch is a function of (seed, epoch), a view of (seed, epoch, position in that
+    order): neither workers nor ranks nor where the epoch is entered change a pixel.
+
+    Args:
+        source: the images.
+        views: draws the two views.
+        batch_size: images in a step, over all ranks.
+        seed: of the order and of the views.
+        rank: which slice of every batch is given.
+        world_size: how many slices there are.
+        device: where the views are drawn.
+        workers: processes that read and crop what does not fit in memory.
+        memory_budget: bytes that decoded images may take on this rank; a quarter of the
+            machine's memory, shared among the ranks, by default.
+        drop_last: leave out the images that do not fill a batch.
+
+    Raises:
+        UserError: if the source has fewer images than a batch, or the batch does not divide over
+            the ranks.
+
+    Example:
+        >>> from barlow.data import open_source
+        >>> views = TwoViews(28, preset="digits", in_chans=1)
+        >>> loader = Loader(open_source("mnist5k", "test", in_chans=1), views, 100, seed=0)
+        >>> view1, view2 = next(loader.epoch(0))
+        >>> loader.steps_per_epoch, view1.shape
+        (10, torch.Size([100, 1, 28, 28]))
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        views: TwoViews,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+        workers: int = 2,
+        memory_budget: int | None = None,
+        drop_last: bool = True,
+    ) -> None:
+        if batch_size < 1 or batch_size % world_size:
+            raise UserError(
+                f"batch size {batch_size} does not divide over {world_size} ranks: "
+                f"use a multiple of {world_size}"
+            )
+        if len(source) < batch_size and drop_last:
+            raise UserError(
+                f"{source.name} has {len(source)} images, fewer than one batch of {batch_size}: "
+                f"use a batch size of {len(source) - len(source) % world_size} or less"
+            )
+        self.source, self.views, self.batch_size, self.seed = source, views, batch_size, seed
+        self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
+        self.workers = workers
+        full, rest = divmod(len(source), batch_size)
+        self.steps_per_epoch = full if drop_last or not rest else full + 1
+        if memory_budget is None:
+            memory_budget = memory.default_budget(world_size)
+        self._memory = memory.load(source, memory_budget)
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's slice of both views of every batch from `first_step` on.
+
+        Args:
+            epoch: which one.
+            first_step: how many steps of it to leave out.
+
+        Yields:
+            Two views, each float (batch_size / world_size, C, S, S), on the device.
+        """
+        key = address.key(self.seed, epoch, 1)
+        for images, position in self._in_memory(epoch, first_step):
+            yield self.views(images.to(self.device), key=key, position=position.to(self.device))
+
+    def _in_memory(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        assert self._memory is not None
+        images, rows = self._memory
+        order = rows[address.permutation(len(self.source), address.key(self.seed, epoch))]
+        for position in self._positions(first_step):
+            yield images[order[position]], position
+
+    def _positions(self, first_step: int) -> Iterator[Tensor]:
+        """Where this rank's images stand in the epoch's order, (batch_size / world_size,)."""
+        for step in range(first_step, self.steps_per_epoch):
+            start = step * self.batch_size
+            size = min(self.batch_size, len(self.source) - start)
+            low, high = (size * r // self.world_size for r in (self.rank, self.rank + 1))
+            yield torch.arange(start + low, start + high)

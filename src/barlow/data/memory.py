@@ -1,0 +1,73 @@
+"""Images that fit in memory: decoded once, kept as one uint8 tensor."""
+
+import os
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from barlow.data.decode import BrokenImage, decode
+from barlow.data.source import Source
+
+
+def default_budget(world_size: int = 1) -> int:
+    """A quarter of this machine's memory, in bytes, shared among the ranks."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4 // world_size
+
+
+def load(source: Source, budget: int) -> tuple[Tensor, Tensor] | None:
+    """Decode every image, if all have one size and fit.
+
+    Args:
+        source: where the images are.
+        budget: bytes.
+
+    Returns:
+        The images, uint8 (N, C, H, W), and for each the row to use, (N,): its own, or the next
+        good one's if it is broken. None if they do not fit or differ in size.
+    """
+    shape = _common_shape(source)
+    if shape is None or len(source) * shape.numel() > budget:
+        return None
+    if isinstance(source.records, np.ndarray):
+        images = torch.from_numpy(source.records[: len(source)])[:, None]
+        return images.expand(-1, source.in_chans, -1, -1), torch.arange(len(source))
+    images = torch.empty((len(source), *shape), dtype=torch.uint8)
+    good = torch.ones(len(source), dtype=torch.bool)
+    for i, raw in zip(range(len(source)), source.records, strict=False):  # type: ignore[call-overload]
+        try:
+            image = decode(raw, source.in_chans)
+        except BrokenImage as error:
+            source.skip(i, str(error))
+            good[i] = False
+            continue
+        if image.shape != shape:
+            return None
+        images[i] = image
+    return images, next_good(good)
+
+
+def next_good(good: Tensor) -> Tensor:
+    """For each row itself if it is good, else the next good row, around the end.
+
+    Example:
+        >>> next_good(torch.tensor([True, False, False, True, False]))
+        tensor([0, 3, 3, 3, 0])
+    """
+    rows = good.nonzero()[:, 0]
+    after = torch.searchsorted(rows, torch.arange(len(good)))
+    return rows[after % len(rows)]
+
+
+def _common_shape(source: Source, tries: int = 32) -> torch.Size | None:
+    """The shape of images spread over the source, if they agree."""
+    shape = None
+    for i in np.unique(np.linspace(0, len(source) - 1, tries).round().astype(int)):
+        try:
+            image = source[int(i)]
+        except BrokenImage:
+            continue
+        if shape is not None and image.shape != shape:
+            return None
+        shape = image.shape
+    return shape

@@ -1,0 +1,127 @@
+"""A source: numbered images, their ids and, where there are some, their labels."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from barlow.data.decode import BrokenImage, Raw, decode
+from barlow.errors import UserError
+
+MAX_BROKEN = 0.05
+
+
+class Records(Protocol):
+    """What is stored for each image, read when asked for."""
+
+    def __len__(self) -> int: ...  # noqa: D105
+    def __getitem__(self, index: int, /) -> Raw: ...  # noqa: D105
+
+
+@dataclass(frozen=True)
+class Table:
+    """What an opener finds: records, ids and labels side by side."""
+
+    records: Records
+    ids: Sequence[str]
+    labels: np.ndarray[Any, Any] | None = None  # (N,), -1 where unknown
+    classes: list[str] | None = None
+    fingerprint: str = ""
+
+
+class Source:
+    """Numbered images that are read one by one.
+
+    Made by `open_source`; `source[i]` is image i as uint8 (C, H, W).
+
+    Args:
+        name: what the user called it.
+        table: where the images are.
+        in_chans: channels every image is brought to.
+        limit: only the first so many images.
+        max_broken: largest share of images that may be broken.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        table: Table,
+        in_chans: int = 3,
+        limit: int | None = None,
+        max_broken: float = MAX_BROKEN,
+    ) -> None:
+        self.name = name
+        self.in_chans = in_chans
+        self.records = table.records
+        self.classes = table.classes
+        self.max_broken = max_broken
+        self.skipped: list[tuple[str, str]] = []  # (id, reason)
+        self._broken: set[int] = set()
+        self._len = len(table.records) if limit is None else min(limit, len(table.records))
+        self._ids = table.ids
+        labels = table.labels
+        self.labels = None if labels is None else torch.as_tensor(labels[: self._len]).long()
+        self.fingerprint = hash_of([table.fingerprint, str(self._len), str(in_chans)])
+
+    def __len__(self) -> int:
+        """How many images, broken ones included."""
+        return self._len
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """A path or row id for every image."""
+        return self._ids if len(self._ids) == self._len else self._ids[: self._len]
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Image `index` as uint8 (C, H, W); raises BrokenImage if it cannot be read."""
+        if not -self._len <= index < self._len:
+            raise IndexError(f"image {index} of {self._len}")
+        return decode(self.records[index % self._len], self.in_chans)
+
+    def skip(self, index: int, reason: str) -> None:
+        """Note that an image is broken; raises UserError if too many are."""
+        if index in self._broken:
+            return
+        self._broken.add(index)
+        self.skipped.append((self._ids[index], reason))
+        if len(self._broken) > self.max_broken * self._len:
+            name, why = self.skipped[0]
+            raise UserError(
+                f"{self.name}: {len(self._broken)} of {self._len} images are broken, more than "
+                f"the {self.max_broken:.0%} that are let pass; the first is {name} ({why})"
+            )
+
+    def __repr__(self) -> str:
+        """Name and size."""
+        return f"Source({self.name!r}, {self._len} images)"
+
+
+class Rows(Sequence[str]):
+    """Ids of rows, made when asked for: `prefix:0`, `prefix:1`..."""
+
+    def __init__(self, prefix: str, rows: range) -> None:
+        self._prefix, self._rows = prefix, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Rows(self._prefix, self._rows[index])
+        return f"{self._prefix}:{self._rows[index]}"
+
+
+def hash_of(parts: Iterable[str | bytes]) -> str:
+    """A short hash of texts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else part.encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:16]
+
+
+__all__ = ["BrokenImage", "Records", "Rows", "Source", "Table", "hash_of"]

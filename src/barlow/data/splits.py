@@ -1,0 +1,60 @@
+"""Which split of a source is meant: the usual names for train, validation and test."""
+
+from collections.abc import Callable, Sequence
+
+from barlow.errors import UserError
+
+# Told the splits there are (none: the source has no splits), says which to read.
+Choose = Callable[[Sequence[str]], list[str]]
+
+ALIASES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing", "eval"),
+}
+WANTED = {
+    "train": ("train",),
+    "test": ("test", "validation"),
+    "held_out": ("validation", "test"),
+}
+NAMES = frozenset(name for names in ALIASES.values() for name in names)
+
+
+class NoSuchSplit(UserError):
+    """The source has splits, but not the one asked for."""
+
+
+def role_of(name: str) -> str:
+    """What a split is for: "train", "validation", "test", or its own name."""
+    for role, names in ALIASES.items():
+        if name.lower() in names:
+            return role
+    return name
+
+
+def chooser(source: str, split: str | None, *, explicit: bool) -> Choose:
+    """The rule that picks splits.
+
+    Args:
+        source: what the user wrote, for the message.
+        split: "train", "test", "held_out", any name of a split, or None for everything.
+        explicit: whether the user named the split, so that a source without splits is a mistake.
+    """
+
+    def choose(available: Sequence[str]) -> list[str]:
+        if split is None:
+            return list(available)
+        if not available and not explicit and split != "held_out":
+            return []
+        if split in available:
+            return [split]
+        for role in WANTED.get(split, (role_of(split),)):
+            for name in available:
+                if role_of(name) == role:
+                    return [name]
+        if split == "train" and not explicit and len(available) == 1:
+            return list(available)
+        found = f"found: {', '.join(available)}" if available else "it has no splits"
+        raise NoSuchSplit(f"{source} has no split {split!r}; {found}")
+
+    return choose

@@ -1,0 +1,132 @@
+"""Parquet files, as the hub lays them out: split-00000-of-00001.parquet, images in a column."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from barlow.data.decode import Raw
+from barlow.data.source import Rows, Table, hash_of
+from barlow.data.splits import NAMES, Choose
+from barlow.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_LABELS = ("label", "labels", "fine_label", "class", "target")
+
+
+class Column:
+    """The image column of a table; rows are read from the memory-mapped file when asked for."""
+
+    def __init__(self, dataset: "Dataset", column: str) -> None:
+        self._dataset, self._column = dataset, column
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Raw:
+        return _raw(self._dataset[int(index)][self._column])
+
+    def __iter__(self) -> Iterator[Raw]:
+        # Row by row, most of the time goes into finding the row.
+        for rows in self._dataset.iter(batch_size=1000):
+            yield from map(_raw, rows[self._column])
+
+
+def open_parquet(path: Path, choose: Choose) -> Table:
+    """One Parquet file, or a folder of them."""
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        if split := split_of(file, path):
+            splits.setdefault(split, []).append(file)
+    chosen = choose(list(splits))
+    if chosen:
+        files = [file for split in chosen for file in splits[split]]
+    return table_of(read_parquet(files), str(path), "/".join(chosen))
+
+
+def split_of(file: Path, root: Path) -> str | None:
+    """The split in `train-00000-of-00002.parquet`, `train.parquet` or `train/0000.parquet`."""
+    word = re.split(r"[-_.]", file.name)[0]
+    if word.lower() in NAMES:
+        return word
+    if match := re.match(r"(.+)-\d{5}-of-\d{5}", file.name):
+        return match[1]
+    folders = file.relative_to(root).parts[:-1] if root.is_dir() else ()
+    return next((folder for folder in folders if folder.lower() in NAMES), None)
+
+
+def read_parquet(files: Sequence[Path]) -> "Dataset":
+    """A data set over the files, memory-mapped."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(
+            "parquet", data_files=[str(file) for file in files], split="train"
+        )
+    except Exception as error:
+        raise UserError(f"cannot read {files[0]} as Parquet: {error}") from None
+
+
+def table_of(dataset: "Dataset", name: str, split: str) -> Table:
+    """A data set's image column, labels and fingerprint."""
+    from datasets import ClassLabel, Image
+
+    column = _image_column(dataset, name)
+    dataset = dataset.cast_column(column, Image(decode=False))
+    labels, classes = None, None
+    label = next((c for c in _label_columns(dataset) if c != column), None)
+    if label is not None:
+        feature = dataset.features[label]
+        values = dataset.data.column(label).to_numpy()
+        if isinstance(feature, ClassLabel):
+            labels, classes = values.astype(np.int64), list(feature.names)
+        else:
+            kinds, labels = np.unique(values, return_inverse=True)
+            classes = [str(kind) for kind in kinds]
+    ids = Rows(split or "row", range(len(dataset)))
+    fingerprint = hash_of([name_of_content(dataset), str(len(dataset))])
+    return Table(Column(dataset.select_columns(column), column), ids, labels, classes, fingerprint)
+
+
+def name_of_content(dataset: "Dataset") -> str:
+    """What identifies the rows, whichever path they are read from."""
+    rows = sorted({0, len(dataset) // 2, len(dataset) - 1}) if len(dataset) else []
+    return hash_of([repr(dataset[row]) for row in rows])
+
+
+def _image_column(dataset: "Dataset", name: str) -> str:
+    from datasets import Image, Value
+
+    for column, feature in dataset.features.items():
+        if isinstance(feature, Image):
+            return str(column)
+    for column, feature in dataset.features.items():
+        if isinstance(feature, dict) and {"bytes", "path"} <= set(feature):
+            return str(column)
+        if isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"):
+            return str(column)
+    found = ", ".join(f"{c} ({_kind(f)})" for c, f in dataset.features.items())
+    raise UserError(f"{name} has no column of images (bytes or an Image); found: {found}")
+
+
+def _label_columns(dataset: "Dataset") -> list[str]:
+    from datasets import ClassLabel
+
+    columns = [c for c, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
+    return columns or [c for c in _LABELS if c in dataset.features]
+
+
+def _kind(feature: Any) -> str:
+    return str(getattr(feature, "dtype", type(feature).__name__))
+
+
+def _raw(value: Any) -> Raw:
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    return b"" if value is None else value
