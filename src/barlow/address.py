@@ -1,0 +1,118 @@
+"""Random numbers by address: a pure function of where a sample stands, never of what ran before.
+
+A stateful generator makes a sample's augmentation depend on every draw before it, so that a
+resumed run, another worker count or another rank count is another training. Here a number is
+the hash of (key, position, column): a counter-based generator in the manner of splitmix64
+(Steele, Lea and Flood 2014), computed in wrapping int64 arithmetic so that every device agrees
+to the bit.
+"""
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: consecutive counters land far apart
+_ROW = 0xD1342543DE82EF95  # a second odd multiplier, so rows and columns are different lattices
+_MIX1 = 0xBF58476D1CE4E5B9
+_MIX2 = 0x94D049BB133111EB
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits, which is what torch's scalars accept."""
+    value &= _MASK
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _mix_int(value: int) -> int:
+    value = ((value ^ (value >> 30)) * _MIX1) & _MASK
+    value = ((value ^ (value >> 27)) * _MIX2) & _MASK
+    return value ^ (value >> 31)
+
+
+def _mix(value: Tensor) -> Tensor:
+    """Mix int64s in place; `>>` on int64 copies the sign, the mask makes it a logical shift."""
+    value ^= (value >> 30) & ((1 << 34) - 1)
+    value *= _signed(_MIX1)
+    value ^= (value >> 27) & ((1 << 37) - 1)
+    value *= _signed(_MIX2)
+    value ^= (value >> 31) & ((1 << 33) - 1)
+    return value
+
+
+def key(*parts: int) -> int:
+    """Mix integers, such as a seed, an epoch and a stream's number, into one key.
+
+    Args:
+        parts: any integers; their order matters.
+
+    Returns:
+        A non-negative integer below 2**63, which `torch.manual_seed` accepts too.
+
+    Example:
+        >>> key(0, 1) == key(0, 1), key(0, 1) == key(1, 0)
+        (True, False)
+    """
+    state = len(parts)
+    for part in parts:
+        state = _mix_int((state * _ROW + part + _GOLDEN) & _MASK)
+    return state >> 1
+
+
+def bits(key: int, position: Tensor, columns: int) -> Tensor:
+    """64 random bits for every (position, column), as int64.
+
+    Args:
+        key: from `key`.
+        position: `(N,)` int64, where each sample stands, for example in the global batch.
+        columns: how many numbers each sample needs.
+
+    Returns:
+        `(N, columns)` int64 on the device of `position`.
+
+    Example:
+        >>> bits(7, torch.tensor([3]), 2).shape
+        torch.Size([1, 2])
+    """
+    row = _mix(position * _signed(_ROW) + _signed(_mix_int((key + _GOLDEN) & _MASK)))  # (N,)
+    column = torch.arange(1, columns + 1, device=position.device) * _signed(_GOLDEN)
+    return _mix(row[:, None] + column)  # (N, columns)
+
+
+def uniform(key: int, position: Tensor, columns: int) -> Tensor:
+    """Uniform numbers in [0, 1), a pure function of (key, position, column).
+
+    The same on every device, rank and worker. A column's number does not change when more
+    columns are asked for.
+
+    Args:
+        key: from `key`.
+        position: `(N,)` int64, where each sample stands, for example in the global batch.
+        columns: how many numbers each sample needs.
+
+    Returns:
+        `(N, columns)` float32 on the device of `position`.
+
+    Example:
+        >>> alone = uniform(7, torch.tensor([3]), 4)
+        >>> torch.equal(alone, uniform(7, torch.tensor([1, 2, 3]), 4)[2:])
+        True
+    """
+    high = (bits(key, position, columns) >> 40) & ((1 << 24) - 1)  # what a float32 holds exactly
+    return high.to(torch.float32) * 2.0**-24
+
+
+def permutation(n: int, key: int) -> Tensor:
+    """The order of `n` samples under `key`.
+
+    Args:
+        n: how many samples.
+        key: from `key`, usually of (seed, epoch).
+
+    Returns:
+        `(n,)` int64 on the CPU: every number below `n` once.
+
+    Example:
+        >>> permutation(5, key(0, 0)).sort().values
+        tensor([0, 1, 2, 3, 4])
+    """
+    return torch.randperm(n, generator=torch.Generator().manual_seed(key))

@@ -1,0 +1,73 @@
+"""A picture of what the encoder will be asked to ignore."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from barlow.views.two_views import TwoViews
+
+_GAP = 8  # pixels between pictures
+_CAPTION = 18  # pixels above a column
+_CAPTIONS = ("original", "view 1", "view 2")
+
+
+def draw_views(
+    images: Tensor | Sequence[Tensor], views: TwoViews, out: Path | str, key: int = 0
+) -> Path:
+    """Draw originals and both views of each, one image a row, as a PNG.
+
+    Args:
+        images: `(N, C, H, W)` uint8, or a sequence of `(C, H, W)` uint8 of any sizes.
+        views: what draws the views; the picture shows them before normalisation.
+        out: the file to write; it appears whole or not at all.
+        key: of the views.
+
+    Returns:
+        `out` as a path.
+
+    Raises:
+        UserError: images of another type or number of channels.
+    """
+    position = torch.arange(len(images))
+    finished = views.finish(*views.crop(images, key, position), key, position)
+    mean, std = views.mean.cpu()[:, None, None], views.std.cpu()[:, None, None]
+    # Small views are magnified by whole pixels, so that a person sees the pixels.
+    cell = views.image_size * max(1, 96 // views.image_size)
+    width = len(_CAPTIONS) * (cell + _GAP) + _GAP
+    height = _CAPTION + len(images) * (cell + _GAP) + _GAP
+    sheet = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, caption in enumerate(_CAPTIONS):
+        pen.text((_GAP + column * (cell + _GAP), 4), caption, fill="black")
+    for row, (image, view1, view2) in enumerate(zip(images, *finished, strict=True)):
+        shown = [
+            (view.cpu() * std + mean).mul(255).round().clamp(0, 255) for view in (view1, view2)
+        ]
+        for column, pixels in enumerate([image.cpu(), *shown]):
+            picture = _picture(pixels.to(torch.uint8), cell)
+            left = _GAP + column * (cell + _GAP) + (cell - picture.width) // 2
+            top = _CAPTION + row * (cell + _GAP) + (cell - picture.height) // 2
+            sheet.paste(picture, (left, top))
+    out = Path(out)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        sheet.save(partial, format="PNG")
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return out
+
+
+def _picture(pixels: Tensor, cell: int) -> Image.Image:
+    """`(C, H, W)` uint8 as an RGB picture that fits a square cell; other channel counts as grey."""
+    if len(pixels) != 3:
+        pixels = pixels[:1].expand(3, -1, -1)
+    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    factor = cell / max(picture.size)
+    size = [max(1, round(side * factor)) for side in picture.size]
+    how = Image.Resampling.NEAREST if factor >= 2 else Image.Resampling.LANCZOS
+    return picture.resize((size[0], size[1]), how)
