@@ -1,6 +1,8 @@
 """Anything that holds an image becomes a uint8 tensor (C, H, W), or a reason why not."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,59 @@ from torch import Tensor
 Raw = str | bytes | np.ndarray[Any, Any]
 
 MAX_PIXELS = 100_000_000  # a photograph of 10,000 x 10,000; more is taken for a bomb
-EXTENSIONS = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"]
-    + [".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".npy"]
+EXTENSIONS = (  # as str.endswith takes them
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".npy"),
 )
 _NPY = b"\x93NUMPY"
+_ORIENTATION = 0x0112  # the EXIF tag
 
 
 class BrokenImage(Exception):
     """This one image cannot be read; the message says why."""
+
+
+class Picture:
+    """An opened image: its upright size is known, its pixels are read by `decode`."""
+
+    def __init__(self, raw: Raw, in_chans: int = 3) -> None:
+        """Read the header of `raw`; see `decode` for the arguments and what is raised."""
+        self._in_chans = in_chans
+        self._pixels: Tensor | None = None
+        self._image: Image.Image | None = None
+        with _reasons():
+            if isinstance(raw, np.ndarray):
+                self._pixels = from_array(raw, in_chans)
+            elif _is_npy(raw):
+                self._pixels = from_array(_load_npy(raw), in_chans)
+            elif in_chans not in (1, 3):
+                with open_image(raw) as image:
+                    self._pixels = from_array(_stack_pages(image), in_chans)
+            else:
+                self._image = open_image(raw)
+                turned = self._image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+                width, height = self._image.size
+                self.size = (width, height) if turned else (height, width)
+        if self._pixels is not None:
+            self.size = (self._pixels.shape[1], self._pixels.shape[2])
+
+    @property
+    def reducible(self) -> bool:
+        """Whether the file can be decoded at a half, a quarter or an eighth of its size."""
+        return self._image is not None and self._image.format in ("JPEG", "MPO")
+
+    def decode(self, reduction: int = 1) -> Tensor:
+        """The pixels, uint8 (C, H, W), upright; of a reducible file H / reduction by W / reduction.
+
+        Closes the file: to be called once.
+        """
+        if self._pixels is not None:
+            return self._pixels
+        assert self._image is not None
+        with _reasons(), self._image as image:
+            if reduction > 1:
+                image.draft(None, (image.width // reduction, image.height // reduction))
+            return from_pil(image, self._in_chans)
 
 
 def decode(raw: Raw, in_chans: int = 3) -> Tensor:
@@ -41,35 +87,29 @@ def decode(raw: Raw, in_chans: int = 3) -> Tensor:
         >>> decode(np.zeros((4, 6), np.uint8), in_chans=3).shape
         torch.Size([3, 4, 6])
     """
+    return Picture(raw, in_chans).decode()
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """Whatever a decoder raises (OSError, SyntaxError, struct.error...) becomes BrokenImage."""
     try:
-        if isinstance(raw, np.ndarray):
-            return from_array(raw, in_chans)
-        if _is_npy(raw):
-            return from_array(_load_npy(raw), in_chans)
-        with open_image(raw) as image:
-            return from_pil(image, in_chans)
+        yield
     except BrokenImage:
         raise
-    except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error...
+    except Exception as error:
         raise BrokenImage(_reason(error)) from None
 
 
-def open_image(raw: Raw) -> Image.Image:
+def open_image(raw: str | bytes) -> Image.Image:
     """The header of an image file: size and mode, no pixels yet; refuses bombs."""
-    if isinstance(raw, bytes) and not raw:
+    data = raw if isinstance(raw, bytes) else Path(raw).read_bytes()
+    if not data:
         raise BrokenImage("empty")
     try:
-        image = Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else str(raw))
+        image = Image.open(io.BytesIO(data))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BrokenImage(f"decompression bomb: more than {MAX_PIXELS} pixels") from None
-    except OSError as error:
-        if (
-            not isinstance(raw, bytes)
-            and Path(str(raw)).exists()
-            and not Path(str(raw)).stat().st_size
-        ):
-            raise BrokenImage("empty") from None
-        raise BrokenImage(_reason(error)) from None
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width} x {image.height}"
         image.close()
@@ -117,17 +157,20 @@ def _to_uint8(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_:
-        return array.astype(np.uint8) * 255
+        array = array.astype(np.uint8) * 255
+        return array
     low, high = (array.min(), array.max()) if array.size else (0, 0)
     if array.dtype.kind == "f":
         if not (low >= 0 and high <= 1):
             raise BrokenImage(f"floats from {low:.3g} to {high:.3g}, where 0 to 1 were expected")
-        return np.rint(array * 255).astype(np.uint8)
+        array = np.rint(array * 255).astype(np.uint8)
+        return array
     if array.dtype.kind not in "iu" or low < 0 or high > 65535:
         raise BrokenImage(f"{array.dtype} from {low} to {high}, where 0 to 65535 were expected")
     # A fixed scale, not the image's own range: brightness must mean the same in every image.
-    scaled = array.astype(np.uint32) // 257 if _wide(array) else array
-    return scaled.astype(np.uint8)
+    scale = 257 if _wide(array) else 1
+    scaled: np.ndarray[Any, Any] = (array.astype(np.uint32) // scale).astype(np.uint8)
+    return scaled
 
 
 def _wide(array: np.ndarray[Any, Any]) -> bool:

@@ -21,15 +21,18 @@ class Paths(Sequence[str]):
     """
 
     def __init__(self, names: Sequence[str], root: str = "") -> None:
+        """Paths `root`/`name`."""
         encoded = [os.fsencode(name) for name in names]
         self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
         self._bytes = b"".join(encoded)
         self._root = root
 
     def __len__(self) -> int:
+        """How many."""
         return len(self._ends)
 
     def __getitem__(self, index: Any) -> Any:
+        """One, or a slice of them."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):

@@ -8,6 +8,7 @@ from torch import Tensor
 from barlow import address
 from barlow.data import memory
 from barlow.data.source import Source
+from barlow.data.streaming import stream
 from barlow.errors import UserError
 from barlow.views import TwoViews
 
@@ -58,6 +59,7 @@ class Loader:
         memory_budget: int | None = None,
         drop_last: bool = True,
     ) -> None:
+        """See the class."""
         if batch_size < 1 or batch_size % world_size:
             raise UserError(
                 f"batch size {batch_size} does not divide over {world_size} ranks: "
@@ -75,7 +77,7 @@ class Loader:
         self.steps_per_epoch = full if drop_last or not rest else full + 1
         if memory_budget is None:
             memory_budget = memory.default_budget(world_size)
-        self._memory = memory.load(source, memory_budget)
+        self._memory = memory.load(source, memory_budget, views.image_size)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's slice of both views of every batch from `first_step` on.
@@ -87,16 +89,22 @@ class Loader:
         Yields:
             Two views, each float (batch_size / world_size, C, S, S), on the device.
         """
+        order = address.permutation(len(self.source), address.key(self.seed, epoch))
         key = address.key(self.seed, epoch, 1)
-        for images, position in self._in_memory(epoch, first_step):
-            yield self.views(images.to(self.device), key=key, position=position.to(self.device))
-
-    def _in_memory(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        assert self._memory is not None
-        images, rows = self._memory
-        order = rows[address.permutation(len(self.source), address.key(self.seed, epoch))]
-        for position in self._positions(first_step):
-            yield images[order[position]], position
+        positions = self._positions(first_step)
+        if self._memory is not None:
+            images, rows = self._memory
+            order = rows[order]
+            for position in positions:
+                batch = images[order[position]].to(self.device)
+                yield self.views(batch, key=key, position=position)
+        else:
+            addresses = ((order[position], position) for position in positions)
+            for crops in stream(self.source, self.views, addresses, key, self.workers):
+                for row, reason in crops.broken:
+                    self.source.skip(row, reason)
+                view1, view2 = crops.view1.to(self.device), crops.view2.to(self.device)
+                yield self.views.finish(view1, view2, key, crops.position)
 
     def _positions(self, first_step: int) -> Iterator[Tensor]:
         """Where this rank's images stand in the epoch's order, (batch_size / world_size,)."""

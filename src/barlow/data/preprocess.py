@@ -39,6 +39,7 @@ class Preprocess(nn.Module):
         std: Sequence[float] | None = None,
         in_chans: int = 3,
     ) -> None:
+        """See the class."""
         super().__init__()
         if image_size < 1:
             raise ValueError(f"image_size is {image_size}: it must be at least 1")

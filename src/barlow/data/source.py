@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from barlow.data.decode import BrokenImage, Raw, decode
+from barlow.data.decode import Picture, Raw
 from barlow.errors import UserError
 
 MAX_BROKEN = 0.05
@@ -54,6 +54,7 @@ class Source:
         limit: int | None = None,
         max_broken: float = MAX_BROKEN,
     ) -> None:
+        """See the class."""
         self.name = name
         self.in_chans = in_chans
         self.records = table.records
@@ -78,9 +79,13 @@ class Source:
 
     def __getitem__(self, index: int) -> Tensor:
         """Image `index` as uint8 (C, H, W); raises BrokenImage if it cannot be read."""
+        return self.open(index).decode()
+
+    def open(self, index: int) -> Picture:
+        """Image `index` with its size known and its pixels unread; raises BrokenImage too."""
         if not -self._len <= index < self._len:
             raise IndexError(f"image {index} of {self._len}")
-        return decode(self.records[index % self._len], self.in_chans)
+        return Picture(self.records[index % self._len], self.in_chans)
 
     def skip(self, index: int, reason: str) -> None:
         """Note that an image is broken; raises UserError if too many are."""
@@ -104,12 +109,15 @@ class Rows(Sequence[str]):
     """Ids of rows, made when asked for: `prefix:0`, `prefix:1`..."""
 
     def __init__(self, prefix: str, rows: range) -> None:
+        """Rows `rows` of what is called `prefix`."""
         self._prefix, self._rows = prefix, rows
 
     def __len__(self) -> int:
+        """How many."""
         return len(self._rows)
 
     def __getitem__(self, index: Any) -> Any:
+        """One, or a slice of them."""
         if isinstance(index, slice):
             return Rows(self._prefix, self._rows[index])
         return f"{self._prefix}:{self._rows[index]}"
@@ -122,6 +130,3 @@ def hash_of(parts: Iterable[str | bytes]) -> str:
         digest.update(part if isinstance(part, bytes) else part.encode())
         digest.update(b"\0")
     return digest.hexdigest()[:16]
-
-
-__all__ = ["BrokenImage", "Records", "Rows", "Source", "Table", "hash_of"]

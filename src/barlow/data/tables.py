@@ -22,15 +22,19 @@ class Column:
     """The image column of a table; rows are read from the memory-mapped file when asked for."""
 
     def __init__(self, dataset: "Dataset", column: str) -> None:
+        """Column `column` of `dataset`."""
         self._dataset, self._column = dataset, column
 
     def __len__(self) -> int:
+        """How many."""
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Raw:
+        """The image of one row, undecoded."""
         return _raw(self._dataset[int(index)][self._column])
 
     def __iter__(self) -> Iterator[Raw]:
+        """All rows in order, several at a time."""
         # Row by row, most of the time goes into finding the row.
         for rows in self._dataset.iter(batch_size=1000):
             yield from map(_raw, rows[self._column])

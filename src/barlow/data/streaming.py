@@ -1,0 +1,172 @@
+"""Images that do not fit in memory: workers decode each once and cut both crops there."""
+
+import multiprocessing
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from barlow import address
+from barlow.data.decode import BrokenImage, Picture
+from barlow.data.source import Source
+from barlow.errors import UserError
+from barlow.views import TwoViews, geometry
+
+_CROP = 0  # the stream of random numbers that `TwoViews.crop` draws its boxes from
+_MAX_TRIES = 100  # broken images in a row before a replacement is given up
+_AT_ONCE = 32  # files that are held open while their boxes are drawn together
+
+Address = tuple[Tensor, Tensor]  # rows of the source and positions in the epoch, both (n,)
+
+
+@dataclass(frozen=True)
+class Crops:
+    """What a worker sends back for one batch."""
+
+    view1: Tensor  # (n, C, S, S), uint8 or float 0 to 1, as `views.crop` gives them
+    view2: Tensor
+    position: Tensor  # (n,)
+    broken: list[tuple[int, str]] = field(default_factory=list)  # (row, reason)
+
+
+def stream(
+    source: Source, views: TwoViews, addresses: Iterable[Address], key: int, workers: int
+) -> Iterator[Crops]:
+    """The crops of one batch after another, cut by worker processes.
+
+    Args:
+        source: the images.
+        views: says which crops.
+        addresses: for each batch the rows it is made of and their positions.
+        key: of the epoch's views.
+        workers: processes; 0 does the work in this one.
+    """
+    # fork: a worker starts in milliseconds and shares the list of files. torch's and Python's
+    # defaults on Linux have moved to forkserver, which starts by importing torch again.
+    fork = workers > 0 and sys.platform == "linux"
+    with warnings.catch_warnings():
+        # Python 3.12 warns of fork beside threads; workers run no thread that the parent had.
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+        yield from DataLoader(
+            _Batches(source, views, key),
+            sampler=addresses,
+            batch_size=None,
+            num_workers=workers,
+            multiprocessing_context=multiprocessing.get_context("fork") if fork else None,
+        )
+
+
+class _Batches(Dataset[Crops]):
+    """A data set whose items are whole batches, asked for by rows and positions."""
+
+    def __init__(self, source: Source, views: TwoViews, key: int) -> None:
+        """See `stream`."""
+        self.source, self.views, self.key = source, views, key
+
+    def __getitem__(self, address: Address) -> Crops:
+        """Decode and cut one batch."""
+        rows, position = address
+        broken: list[tuple[int, str]] = []
+        parts = [
+            self._cut(rows[i : i + _AT_ONCE].tolist(), position[i : i + _AT_ONCE], broken)
+            for i in range(0, len(rows), _AT_ONCE)
+        ]
+        view1, view2 = (torch.cat(_alike(crops)) for crops in zip(*parts, strict=True))
+        return Crops(view1, view2, position, broken)
+
+    def _cut(
+        self, rows: list[int], position: Tensor, broken: list[tuple[int, str]]
+    ) -> tuple[Tensor, Tensor]:
+        opened = [self._open(row, broken) for row in rows]
+        boxes = self._boxes([picture for _, picture in opened], position)  # (n, 2, 6)
+        crops: list[tuple[Tensor, Tensor]] = []
+        for (row, picture), box, place in zip(opened, boxes, position, strict=True):
+            try:
+                crops.append(cut(picture, box, self.views.image_size))
+            except BrokenImage as error:  # the header was good, the rest is not
+                broken.append((row, str(error)))
+                self._check(row, broken)
+                next_row = (row + 1) % len(self.source)
+                crops.append(self._cut([next_row], place[None], broken))
+        view1, view2 = (torch.cat(_alike(view)) for view in zip(*crops, strict=True))
+        return view1, view2
+
+    def _open(self, row: int, broken: list[tuple[int, str]]) -> tuple[int, Picture]:
+        """An image, or the next good one in the source's order: the batch stays full."""
+        while True:
+            try:
+                return row, self.source.open(row)
+            except BrokenImage as error:
+                broken.append((row, str(error)))
+                self._check(row, broken)
+                row = (row + 1) % len(self.source)
+
+    def _check(self, row: int, broken: list[tuple[int, str]]) -> None:
+        """Give up where nothing but broken images follow one another."""
+        run = min(_MAX_TRIES, len(self.source))
+        if len(broken) >= run and broken[-run][0] == (row - run + 1) % len(self.source):
+            raise UserError(
+                f"{self.source.name}: {run} images in a row are broken, the last is "
+                f"{self.source.ids[row]} ({broken[-1][1]})"
+            )
+
+    def _boxes(self, pictures: list[Picture], position: Tensor) -> Tensor:
+        sizes = torch.tensor([picture.size for picture in pictures])  # (n, 2)
+        boxes = [
+            geometry.crop_boxes(
+                settings, address.key(self.key, view, _CROP), position, sizes[:, 0], sizes[:, 1]
+            )
+            for view, settings in enumerate(self.views.settings)
+        ]
+        return torch.stack(boxes, 1)
+
+
+def cut(picture: Picture, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Decode an image no larger than its crops need, and cut them.
+
+    Args:
+        picture: the opened image.
+        boxes: (2, 6) from `geometry.crop_boxes`.
+        size: side of the crops.
+
+    Returns:
+        Two crops, each (1, C, size, size), as `TwoViews.crop` gives them.
+    """
+    reduction = reduction_for(boxes, size) if picture.reducible else 1
+    pixels = picture.decode(reduction)
+    if reduction > 1:
+        boxes = _shrink(boxes, picture.size, pixels.shape)
+    view1, view2 = geometry.crop(pixels[None], list(boxes[:, None]), size)
+    return view1, view2
+
+
+def reduction_for(boxes: Tensor, size: int) -> int:
+    """How much smaller a JPEG may be decoded so that no crop has to be magnified for it.
+
+    A JPEG's blocks of 8 x 8 decode to 4 x 4, 2 x 2 or 1 x 1 for less than the price of all pixels.
+    """
+    spare = int(boxes[:, 2:4].min()) // size
+    return next(factor for factor in (8, 4, 2, 1) if factor <= max(spare, 1))
+
+
+def _shrink(boxes: Tensor, size: tuple[int, int], shape: torch.Size) -> Tensor:
+    """The boxes in the pixels of an image that was decoded smaller."""
+    height, width = shape[1:]
+    down, right = height / size[0], width / size[1]
+    scale = torch.tensor([down, right, down, right], dtype=torch.float64)
+    corners = (boxes[:, :4] * scale).round().long()
+    # Rounding may push an edge over the border by a pixel.
+    limit = torch.tensor([height, width])
+    corners[:, 2:] = torch.minimum(corners[:, 2:], limit - corners[:, :2])
+    return torch.cat([corners, boxes[:, 4:]], 1)
+
+
+def _alike(crops: Sequence[Tensor]) -> list[Tensor]:
+    """Crops of small images come as floats, of larger ones as bytes: floats if both occur."""
+    if len({crop.dtype for crop in crops}) == 1:
+        return list(crops)
+    return [crop if crop.is_floating_point() else crop.float().div_(255) for crop in crops]
