@@ -243,7 +243,7 @@ def _parser(command: str) -> "ArgumentParser":
     from jsonargparse import ArgumentParser
 
     return ArgumentParser(
-        prog=f"barlow {command}", description=COMMANDS[command].help, exit_on_error=False
+        prog=f"barlow {command}", description=COMMANDS[command].help, exit_on_error=False,
     )
 
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from barlow import address
 from barlow.checkpoint import load_last, save_checkpoint, save_last, write_text
-from barlow.data import Loader, Preprocess, Source, open_source
+from barlow.data import Loader, Preprocess, Source, open_held_out, open_source
 from barlow.encoders import create_encoder, spec_of
 from barlow.errors import TrainingError, UserError
 from barlow.loss import BarlowTwinsLoss
