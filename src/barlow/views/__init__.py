@@ -1,6 +1,7 @@
-"""The two view distributions, on whole batches, on the device."""
+"""Two views of every image: settings, the module that draws them, a picture to look at."""
 
-from barlow.views.settings import PRESETS, ViewSettings, normalisation
+from barlow.views.draw import draw_views
+from barlow.views.settings import PRESETS, ViewSettings, view_settings
 from barlow.views.two_views import TwoViews
 
-__all__ = ["PRESETS", "TwoViews", "ViewSettings", "normalisation"]
+__all__ = ["PRESETS", "TwoViews", "ViewSettings", "draw_views", "view_settings"]

@@ -1,138 +1,184 @@
-"""Changes of colour on whole batches, each sample with its own parameters, in place."""
+"""What happens to a view's pixel values.
 
-from itertools import permutations
+Everything here works in place on planes: `(C, N, P)` float32 in 0 to 1, where P is the pixels of
+a view. A channel of the whole batch is then one contiguous block, and a run of samples a slice.
+"""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.functional import pad
 
-from barlow.views.parameters import Parameters
+from barlow import address
+from barlow.views.settings import ViewSettings
 
-_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
-_ORDERS = list(permutations(range(4)))
-# Hue is the one change that is no mixture of the pixel, its grey and the mean grey. An order of
-# the four is then: which of the three mixtures is first, second, third, and how many of them
-# come before hue.
-_MIXTURES = torch.tensor([[change for change in order if change != _HUE] for order in _ORDERS])
-_BEFORE_HUE = torch.tensor([order.index(_HUE) for order in _ORDERS])
-_LUMA = (0.299, 0.587, 0.114)
+_GREY = (0.2989, 0.587, 0.114)  # ITU-R 601, torchvision's digits
 
 
-def hue_place(p: Parameters) -> Tensor:
-    """How many changes come before that of hue, 0 to 3, or 4 for samples without jitter: (N,)."""
-    return torch.where(p.jitter, _BEFORE_HUE.to(p.order.device)[p.order], 4)
+def grey(planes: Tensor) -> Tensor:
+    """The luma of RGB planes: `(3, N, P)` to `(N, P)`."""
+    red, green, blue = planes
+    luma: Tensor = red * _GREY[0]
+    return luma.add_(green, alpha=_GREY[1]).add_(blue, alpha=_GREY[2])
 
 
-def jitter(x: Tensor, p: Parameters) -> Tensor:
-    """Change brightness, contrast, saturation and hue, in each sample's own order.
+def shift_hue(planes: Tensor, shift: Tensor) -> None:
+    """Turn the hue of RGB planes in place, exactly as through HSV and back.
+
+    A turn of the hue keeps the largest and the smallest channel of a pixel. With the hue `h` in
+    sixths of the circle, a channel whose own colour lies at `h0` is
+    `max - (max - min) * clamp(distance(h, h0) - 1, 0, 1)`.
 
     Args:
-        x: (N, C, H, W) in [0, 1], sorted by `hue_place`; saturation and hue need 3 channels.
-        p: factors, shift and order, sorted likewise.
+        planes: `(3, N, P)`.
+        shift: `(N, 1)` share of the circle.
+    """
+    red, green, blue = planes
+    largest = torch.maximum(red, green).clamp_(min=0)
+    torch.maximum(largest, blue, out=largest)
+    chroma = torch.minimum(red, green)
+    torch.minimum(chroma, blue, out=chroma)
+    torch.sub(largest, chroma, out=chroma)
+    is_red, is_green = red == largest, green == largest
+    # (green - blue) / chroma where red leads, 2 + (blue - red) / chroma where green does, ...
+    hue = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green))
+    hue.div_(chroma.clamp(min=1e-12))
+    lead = torch.where(is_red, 0.0, torch.where(is_green, 2.0, 4.0))
+    hue.add_(lead).add_(shift * 6)
+    lead = torch.div(hue, 6, out=lead).round_()
+    hue.sub_(lead, alpha=6)  # -3 to 3
+    step = torch.abs(hue, out=lead).sub_(1).clamp_(0, 1)
+    torch.addcmul(largest, chroma, step, value=-1, out=red)
+    for plane, colour in ((green, 2), (blue, -2)):
+        # 2 - |distance - 3| unrolls the circle: the distance past 3 counts back.
+        step = torch.sub(hue, colour, out=lead).abs_().sub_(3).abs_().neg_().add_(2).clamp_(0, 1)
+        torch.addcmul(largest, chroma, step, value=-1, out=plane)
+
+
+def _blend(planes: Tensor, operation: Tensor, factors: Tensor) -> None:
+    """One of brightness (0), contrast (1) and saturation (2) per sample, in place.
+
+    Each is a blend of the image with something: black, its mean luma, its luma. So all three are
+    `factor * x + pixel * luma + level`, with a share of the luma and a level for each sample.
+
+    Args:
+        planes: `(C, N, P)`; with one channel the image is its own luma.
+        operation: `(N, 1)`.
+        factors: `(N, 3)`, by operation.
+    """
+    luma = grey(planes) if len(planes) == 3 else planes[0].clone()  # (N, P)
+    factor = factors.gather(1, operation)  # (N, 1)
+    rest = 1 - factor
+    level = luma.mean(1, keepdim=True) * rest * (operation == 1)
+    torch.addcmul(level, luma, rest * (operation == 2), out=luma)
+    torch.addcmul(luma, planes, factor, out=planes).clamp_(0, 1)
+
+
+def jitter_parameters(settings: ViewSettings, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw the colour changes as torchvision's `ColorJitter` does.
+
+    Args:
+        settings: the view's distribution.
+        draws: `(N, 8)` uniform numbers: four strengths, four whose ranks are the order.
 
     Returns:
-        x, changed in place.
+        Factors of brightness, contrast and saturation `(N, 3)`; shift of the hue `(N, 1)`; the
+        order of the four operations `(N, 4)`, 3 being the hue.
     """
-    place = hue_place(p)
-    ends = torch.searchsorted(place, torch.arange(1, 5, device=place.device)).tolist()
-    changed = ends[-1]  # samples from here on have no jitter
-    if not changed:
-        return x
-    mixtures = _MIXTURES.to(place.device)[p.order[:changed]]  # (n, 3)
-    start = 0
-    for turn in range(4):
-        shift_hue(x[start : ends[turn]], p.hue[start : ends[turn]])
-        start = ends[turn]
-        if turn < 3:
-            _mix(x[:changed], mixtures[:, turn], p)
-    return x
+    strength = torch.tensor([settings.brightness, settings.contrast, settings.saturation])
+    low = (1 - strength).clamp(min=0)
+    factors = low + (1 + strength - low) * draws[:, :3]
+    hue = (2 * draws[:, 3:4] - 1) * settings.hue
+    return factors, hue, draws[:, 4:8].argsort(1)
 
 
-def shift_hue(x: Tensor, hue: Tensor) -> Tensor:
-    """Turn the colour circle of HSV by `hue` turns: (N, 3, H, W) in place; other C untouched."""
-    if x.shape[1] != 3 or not len(x):
-        return x
-    r, g, b = x.unbind(1)  # (N, H, W)
-    value = torch.maximum(torch.maximum(r, g), b)
-    chroma = value - torch.minimum(torch.minimum(r, g), b)
-    # The hue in sixths of a turn; without chroma it is anything, and is 0.
-    is_r, is_g = r == value, g == value
-    difference = torch.where(is_r, g - b, torch.where(is_g, b - r, r - g))
-    h = difference.div_(chroma.clamp(min=1e-12))
-    h += torch.where(is_r, 0.0, torch.where(is_g, 2.0, 4.0))
-    h += hue.view(-1, 1, 1) * 6
-    h -= torch.floor(h / 6).mul_(6)  # [0, 6)
-    # Each primary is at full value within a sixth of its own hue and away from it by a third.
-    torch.sub(value, (2 - (h - 3).abs_()).clamp_(0, 1).mul_(chroma), out=r)
-    torch.sub(value, (h - 2).abs_().sub_(1).clamp_(0, 1).mul_(chroma), out=g)
-    torch.sub(value, (h - 4).abs_().sub_(1).clamp_(0, 1).mul_(chroma), out=b)
-    return x
+def jitter(planes: Tensor, factors: Tensor, hue: Tensor, order: Tensor, jittered: Tensor) -> None:
+    """Brightness, contrast, saturation and hue, every sample in its own order, in place.
+
+    The hue is the dear one, so it is done once for the whole batch: before it come the blends
+    that precede it, after it the rest. The caller has the samples sorted by `sort_key`, so each of
+    these steps takes one slice.
+
+    Args:
+        planes: `(C, N, P)`, C being 1 or 3, sorted.
+        factors: `(N, 3)`.
+        hue: `(N, 1)`.
+        order: `(N, 4)`.
+        jittered: `(N,)` bool; the others come first and stay as they are.
+    """
+    device = planes.device
+    ahead = sort_key(order, jittered)  # how many blends come before the hue
+    counts = torch.bincount(ahead + 1, minlength=5).cumsum(0).tolist()
+    n = len(ahead)
+    blends = order[order != 3].view(n, 3, 1).to(device)
+    ahead = ahead.clamp(min=0)[:, None, None].to(device)
+    factors, hue = factors.to(device), hue.to(device)
+    start = counts[0]
+    for k in range(3):  # the k-th blend of those who have more than k before the hue
+        if (some := slice(counts[k + 1], n)).start < n:
+            _blend(planes[:, some], blends[some, k], factors[some])
+    if len(planes) == 3 and start < n:
+        shift_hue(planes[:, start:], hue[start:])
+    for k in range(3):  # and of those who have not
+        if (some := slice(start, counts[k + 1])).stop > start:
+            _blend(planes[:, some], blends[some, k], factors[some])
 
 
-def greyscale(x: Tensor, which: Tensor) -> Tensor:
-    """Take the colour from some samples, in place: (N, 3, H, W), (N,) bool."""
-    index = which.nonzero()[:, 0]
-    if x.shape[1] == 3 and len(index):
-        x[index] = luminance(x[index]).expand(-1, 3, -1, -1)
-    return x
+def sort_key(order: Tensor, jittered: Tensor) -> Tensor:
+    """The number of blends before the hue, `(N,)`; -1 for a sample without colour changes."""
+    return torch.where(jittered, (order == 3).int().argmax(1), -1)
 
 
-def solarise(x: Tensor, which: Tensor) -> Tensor:
-    """Invert the values above one half of some samples, in place."""
-    index = which.nonzero()[:, 0]
-    if len(index):
-        chosen = x[index]
-        x[index] = torch.minimum(chosen, 1 - chosen)
-    return x
+def to_grey(planes: Tensor, some: Tensor) -> None:
+    """Replace the three channels of samples `some`, `(n,)` indices, with their luma, in place."""
+    planes[:, some] = grey(planes[:, some])
 
 
-def blur(x: Tensor, which: Tensor, sigma: Tensor) -> Tensor:
-    """Blur some samples with their own Gaussians, in place, reflecting at the border."""
-    index = which.nonzero()[:, 0]
-    if len(index):
-        size = x.shape[-1]
-        band = _gaussian(sigma[index], size)[:, None]  # (n, 1, size, size)
-        x[index] = torch.matmul(torch.matmul(band, x[index]), band.mT)
-    return x
+def blur(planes: Tensor, some: Tensor, sigma: Tensor, size: int, reach: int) -> None:
+    """Gaussian blur of samples `some`, in place; reflected at the border, as torchvision.
+
+    Args:
+        planes: `(C, N, P)`.
+        some: `(n,)` indices.
+        sigma: `(n, 1)` pixels.
+        size: pixels of each side, P being its square.
+        reach: pixels from the kernel's middle to its end.
+    """
+    reach = min(reach, size - 1)
+    offset = torch.arange(-reach, reach + 1, device=planes.device)
+    kernel = (-0.5 * (offset / sigma) ** 2).exp()
+    kernel /= kernel.sum(1, keepdim=True)  # (n, k)
+    c, n = len(planes), len(some)
+    x = planes[:, some].reshape(1, c * n, size, size)
+    kernel = kernel.repeat(c, 1)
+    x = F.pad(x, (reach, reach, reach, reach), mode="reflect")
+    x = F.conv2d(x, kernel[:, None, None, :], groups=c * n)
+    x = F.conv2d(x, kernel[:, None, :, None], groups=c * n)
+    planes[:, some] = x.view(c, n, size * size)
 
 
-def luminance(x: Tensor) -> Tensor:
-    """The grey of an image: (N, C, H, W) to (N, 1, H, W); of 3 channels Pillow's, else the mean."""
-    if x.shape[1] != 3:
-        return x.mean(1, keepdim=True)
-    r, g, b = x.split(1, 1)
-    return (r * _LUMA[0]).add_(g, alpha=_LUMA[1]).add_(b, alpha=_LUMA[2])
+def solarise(planes: Tensor, some: Tensor, threshold: float) -> None:
+    """Invert the pixels at or above the threshold in samples `some`, in place."""
+    x = planes[:, some]
+    planes[:, some] = torch.where(x >= threshold, 1 - x, x)
 
 
-def _mix(x: Tensor, change: Tensor, p: Parameters) -> None:
-    """Brightness, contrast or saturation: pixel, its grey and the mean grey, mixed and clamped."""
-    n = len(change)
-    saturates = change == _SATURATION
-    if x.shape[1] != 3:
-        saturates = torch.zeros_like(saturates)
-    factor = torch.where(
-        change == _BRIGHTNESS,
-        p.brightness[:n],
-        torch.where(change == _CONTRAST, p.contrast[:n], 1.0),
-    )
-    factor = torch.where(saturates, p.saturation[:n], factor)
-    grey = luminance(x)  # (n, 1, H, W)
-    mean = grey.mean((1, 2, 3)) * (1 - factor) * (change == _CONTRAST)  # (n,)
-    grey *= ((1 - factor) * saturates).view(-1, 1, 1, 1)
-    grey += mean.view(-1, 1, 1, 1)
-    x.mul_(factor.view(-1, 1, 1, 1)).add_(grey).clamp_(0, 1)
+def add_noise(planes: Tensor, some: Tensor, std: Tensor, key: int, position: Tensor) -> None:
+    """Add Gaussian noise to samples `some`, in place, every pixel's by its address.
 
-
-def _gaussian(sigma: Tensor, size: int) -> Tensor:
-    """(N, size, size): what each blurred pixel of a line takes from each pixel."""
-    radius = min(size - 1, int(4 * float(sigma.max()) + 0.5))
-    offset = torch.arange(-radius, radius + 1, device=sigma.device)
-    kernel = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2)
-    kernel /= kernel.sum(1, keepdim=True)  # (N, taps)
-    line = torch.arange(size, device=sigma.device, dtype=torch.float32)[None]
-    source = pad(line, (radius, radius), mode="reflect")[0].long()  # (size + 2 radius,)
-    band = torch.zeros(len(sigma), size, size, device=sigma.device)
-    rows = torch.arange(size, device=sigma.device)
-    for tap in range(2 * radius + 1):
-        band[:, rows, source[rows + tap]] += kernel[:, tap, None]
-    return band
+    Args:
+        planes: `(C, N, P)`.
+        some: `(n,)` indices.
+        std: `(n, 1)`.
+        key: of the noise alone.
+        position: `(n,)` int64.
+    """
+    c, _, pixels = planes.shape
+    half = (c * pixels + 1) // 2
+    # One hash holds the two uniform numbers of a Box-Muller pair.
+    hashed = address.bits(key, position.to(planes.device), half)  # (n, half)
+    scale = 2.0**-24
+    radius = ((hashed >> 40) & 0xFFFFFF).float().add_(1).mul_(scale).log_().mul_(-2).sqrt_()
+    angle = ((hashed >> 16) & 0xFFFFFF).float().mul_(scale * 2 * torch.pi)
+    normal = torch.cat([radius * angle.cos(), radius * angle.sin()], 1)[:, : c * pixels]
+    normal = normal.view(-1, c, pixels).transpose(0, 1)
+    planes[:, some] = torch.addcmul(planes[:, some], normal, std).clamp_(0, 1)

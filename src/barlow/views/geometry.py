@@ -1,119 +1,168 @@
-"""Crop, resize, mirror, turn: resampling of whole batches."""
+"""Where a view's pixels come from: crop, resize and flip, then rotation and its kin."""
 
-from typing import Literal
+import math
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
 
-from barlow.views.parameters import Parameters
+from barlow import address
+from barlow.views.settings import ViewSettings
 
-Interpolation = Literal["bicubic", "bilinear"]
+_ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after ten, then crops the middle
+_BATCHED_UP_TO = 64  # pixels: above it a dense weight matrix costs more than one call per image
 
 
-def resample(
-    images: Tensor,
-    box: Tensor,
-    size: int,
-    interpolation: Interpolation = "bilinear",
-    hflip: Tensor | None = None,
-    vflip: Tensor | None = None,
+def crop_boxes(
+    settings: ViewSettings, key: int, position: Tensor, height: Tensor, width: Tensor
 ) -> Tensor:
-    """Crop each image to its box and resize that, antialiased: two batched matrix products.
+    """Draw crops as torchvision's `RandomResizedCrop` does, and flips, for every sample at once.
 
     Args:
-        images: (N, C, H, W) uint8.
-        box: (N, 4) top, left, height, width.
-        size: height and width of the result.
-        interpolation: the filter, as Pillow and torchvision define it.
-        hflip: (N,) bool, which to mirror left and right.
-        vflip: (N,) bool, which to mirror top and bottom.
+        settings: the view's distribution.
+        key: this view's key.
+        position: `(N,)` int64 on the CPU.
+        height: `(N,)` or `()` pixels of each image.
+        width: the same.
 
     Returns:
-        (N, C, size, size) float32 in [0, 1].
+        `(N, 6)` int64: top, left, height, width, flipped left to right, flipped upside down.
+    """
+    n = len(position)
+    draws = address.uniform(key, position, 2 * _ATTEMPTS + 4).double()
+    height, width = height.double().expand(n)[:, None], width.double().expand(n)[:, None]
+    low, high = settings.crop_scale
+    area = height * width * (low + (high - low) * draws[:, :_ATTEMPTS])  # (N, attempts)
+    low, high = (math.log(r) for r in settings.crop_ratio)
+    ratio = (low + (high - low) * draws[:, _ATTEMPTS : 2 * _ATTEMPTS]).exp()
+    w, h = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = fits.int().argmax(1, keepdim=True)  # argmax gives the first of equals
+    failed = ~fits.any(1, keepdim=True)
+    whole_w = torch.minimum(width, (height * settings.crop_ratio[1]).round())
+    whole_h = torch.minimum(height, (width / settings.crop_ratio[0]).round())
+    w = torch.where(failed, whole_w, w.gather(1, first))  # (N, 1)
+    h = torch.where(failed, whole_h, h.gather(1, first))
+    place = draws[:, 2 * _ATTEMPTS :]
+    top = torch.where(failed, (height - h) / 2, place[:, 0:1] * (height - h + 1)).floor()
+    left = torch.where(failed, (width - w) / 2, place[:, 1:2] * (width - w + 1)).floor()
+    mirrored = place[:, 2:3] < settings.horizontal_flip
+    upside_down = place[:, 3:4] < settings.vertical_flip
+    return torch.cat([top, left, h, w, mirrored.double(), upside_down.double()], 1).long()
+
+
+def crop_one(image: Tensor, box: Tensor, size: int) -> Tensor:
+    """Crop, resize and flip one image, uint8 in and out.
+
+    Args:
+        image: `(C, H, W)` uint8.
+        box: `(6,)` from `crop_boxes`.
+        size: pixels of each side of the result.
+
+    Returns:
+        `(C, size, size)` uint8.
+    """
+    top, left, h, w, mirrored, upside_down = box.tolist()
+    part = image[:, top : top + h, left : left + w]
+    if (h, w) != (size, size):
+        part = F.interpolate(part[None], (size, size), mode="bilinear", antialias=True)[0]
+    turned = [axis for axis, on in ((1, upside_down), (2, mirrored)) if on]
+    return part.flip(turned) if turned else part
+
+
+def crop_batch(images: Tensor, boxes: Sequence[Tensor], size: int) -> list[Tensor]:
+    """Crop, resize and flip a batch of small images, several views of it at once.
+
+    A resize along one axis is a product with a matrix of interpolation weights, the crop and
+    the flip are in the weights, so a view is two batched matrix products.
+
+    Args:
+        images: `(N, C, H, W)` uint8.
+        boxes: for each view, `(N, 6)` from `crop_boxes`.
+        size: pixels of each side of the result.
+
+    Returns:
+        For each view `(N, C, size, size)` float32 in 0 to 1; in memory, channels come first.
     """
     n, c, height, width = images.shape
-    rows = weights(box[:, 0], box[:, 2], height, size, interpolation, vflip)  # (N, size, H)
-    columns = weights(box[:, 1], box[:, 3], width, size, interpolation, hflip)  # (N, size, W)
-    columns /= 255
-    x = images.float().view(n, c * height, width)
-    x = torch.bmm(x, columns.mT).view(n, c, height, size)
-    x = torch.matmul(rows[:, None], x)  # (N, C, size, size)
-    return x.clamp_(0, 1) if interpolation == "bicubic" else x  # bicubic overshoots
+    planes = images.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+    views = []
+    for view in boxes:
+        box = view.to(images.device)
+        rows = _weights(box[:, 0], box[:, 2], box[:, 5], height, size).div_(255)  # (N, size, H)
+        columns = _weights(box[:, 1], box[:, 3], box[:, 4], width, size).mT  # (N, W, size)
+        out = planes.new_empty(c, n, size, size)
+        for channel in range(c):
+            torch.bmm(rows, planes[channel] @ columns, out=out[channel])
+        views.append(out.transpose(0, 1))
+    return views
 
 
-def weights(
-    start: Tensor,
-    length: Tensor,
-    pixels: int,
-    size: int,
-    interpolation: Interpolation,
-    flip: Tensor | None = None,
-) -> Tensor:
-    """What each of `size` new pixels takes from each of `pixels` old ones, along one axis.
+def crop(images: Tensor | Sequence[Tensor], boxes: Sequence[Tensor], size: int) -> list[Tensor]:
+    """Crop a batch, or images of different sizes, several views at once.
 
     Args:
-        start: (N,) first old pixel of the crop.
-        length: (N,) old pixels of the crop.
-        pixels: of the image.
-        size: of the result.
-        interpolation: the filter.
-        flip: (N,) bool, which to mirror.
+        images: `(N, C, H, W)` uint8, or a sequence of `(C, H, W)` uint8.
+        boxes: for each view, `(N, 6)` from `crop_boxes`.
+        size: pixels of each side of the result.
 
     Returns:
-        (N, size, pixels) float32; each row sums to 1.
+        For each view `(N, C, size, size)`: float32 in 0 to 1 where the images are a batch of
+        small ones (up to 64 pixels), uint8 otherwise.
     """
-    start, length = start.float()[:, None], length.float()[:, None]  # (N, 1)
-    scale = length / size
-    new = torch.arange(size, device=start.device) + 0.5
-    place = new if flip is None else torch.where(flip[:, None], size - new, new)
-    centre = start + place * scale  # (N, size)
-    old = torch.arange(pixels, device=start.device) + 0.5
-    # The filter is as wide as a new pixel, or an old one where those are larger.
-    width = scale.clamp(min=1.0)
-    distance = ((old - centre[..., None]) / width[..., None]).abs_()  # (N, size, pixels)
-    w = _triangle(distance) if interpolation == "bilinear" else _cubic(distance)
-    inside = (old > start) & (old < start + length)  # (N, pixels)
-    w *= inside[:, None]
-    return w.div_(w.sum(-1, keepdim=True))
+    if isinstance(images, Tensor) and max(*images.shape[-2:], size) <= _BATCHED_UP_TO:
+        return crop_batch(images, boxes, size)
+    return [
+        torch.stack([crop_one(image, one, size) for image, one in zip(images, box, strict=True)])
+        for box in boxes
+    ]
 
 
-def turn(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn each (square) image by its number of quarter turns against the clock, in place."""
-    for k in range(1, 4):
-        which = (turns == k).nonzero()[:, 0]
-        if len(which):
-            x[which] = x[which].rot90(k, (2, 3))
-    return x
+def _weights(start: Tensor, length: Tensor, flipped: Tensor, source: int, size: int) -> Tensor:
+    """Antialiased bilinear weights from `source` pixels to `size`: `(N, size, source)`.
+
+    The triangle filter of PIL and of torch's `antialias=True`: as wide as the shrinking factor,
+    never narrower than a pixel, cut off at the crop's edge and normalised.
+    """
+    device = start.device
+    factor = (length / size)[:, None]  # (N, 1)
+    out = torch.arange(size, device=device)
+    out = torch.where(flipped[:, None] != 0, size - 1 - out, out)  # (N, size)
+    centre = (out + 0.5) * factor + (start[:, None] - 0.5)  # in pixels of the source
+    pixel = torch.arange(source, device=device, dtype=torch.float32)
+    support = factor.clamp(min=1)[:, :, None]
+    weights = (pixel - centre[:, :, None]).abs_().div_(support).neg_().add_(1).clamp_(min=0)
+    inside = (pixel >= start[:, None]) & (pixel < (start + length)[:, None])  # (N, source)
+    weights *= inside[:, None]
+    return weights.div_(weights.sum(2, keepdim=True))
 
 
-def move(x: Tensor, p: Parameters, fill: Literal["reflect", "zeros"]) -> Tensor:
-    """Rotate, zoom and shift each image: one bilinear resampling.
+def turn(images: Tensor, settings: ViewSettings, draws: Tensor) -> Tensor:
+    """Rotate, shift, magnify and shear about the middle, in torchvision's `affine` convention.
 
     Args:
-        x: (N, C, size, size).
-        p: angle, zoom and shift.
-        fill: what is seen beyond the border.
+        images: `(N, C, S, S)` float.
+        settings: the view's distribution.
+        draws: `(N, 5)` uniform numbers: angle, right, down, zoom, shear.
 
     Returns:
-        (N, C, size, size).
+        `(N, C, S, S)` float, bilinearly sampled.
     """
-    cos, sin = p.angle.cos() / p.zoom, p.angle.sin() / p.zoom
-    dx, dy = (p.shift * 2).unbind(1)  # a size is 2 units long in grid_sample
-    theta = torch.stack(
-        [cos, -sin, -(cos * dx - sin * dy), sin, cos, -(sin * dx + cos * dy)], 1
-    ).view(-1, 2, 3)
-    grid = affine_grid(theta, list(x.shape), align_corners=False)
-    padding = "reflection" if fill == "reflect" else "zeros"
-    return grid_sample(x, grid, padding_mode=padding, align_corners=False)
-
-
-def _triangle(distance: Tensor) -> Tensor:
-    return distance.neg_().add_(1.0).clamp_(min=0.0)
-
-
-def _cubic(t: Tensor) -> Tensor:
-    """Keys' cubic with a = -0.5, as Pillow has it."""
-    near = (t * 1.5 - 2.5) * t * t + 1.0
-    far = ((t * -0.5 + 2.5) * t - 4.0) * t + 2.0
-    return torch.where(t < 1, near, torch.where(t < 2, far, 0.0))
+    sides = 2 * draws - 1
+    angle = torch.deg2rad(sides[:, 0] * settings.rotation)
+    shear = torch.deg2rad(sides[:, 4] * settings.shear)
+    low, high = settings.zoom
+    zoom = low + (high - low) * draws[:, 3]
+    # Whole pixels, as torchvision shifts; in grid units the image is 2 wide.
+    size = images.shape[-1]
+    right, down = ((sides[:, i] * settings.translation * size).round() * 2 / size for i in (1, 2))
+    cos, sin = angle.cos(), angle.sin()
+    # Forward: p' = R(angle) [[1, -tan(shear)], [0, 1]] zoom p + shift. The grid asks backwards.
+    a, b, c, d = cos / zoom, sin / zoom, -sin / zoom, cos / zoom
+    a, b = a + shear.tan() * c, b + shear.tan() * d
+    theta = torch.stack([a, b, -(a * right + b * down), c, d, -(c * right + d * down)], 1).view(
+        -1, 2, 3
+    )
+    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode=settings.border, align_corners=False)

@@ -1,4 +1,4 @@
-"""TwoViews: two random views of every image of a batch, on the device."""
+"""The module that turns a batch of images into two batches of views."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,39 +9,41 @@ from torch import Tensor, nn
 from barlow import address
 from barlow.errors import UserError
 from barlow.views import colour, geometry
-from barlow.views.parameters import Parameters, draw
-from barlow.views.settings import ViewSettings, normalisation, view_settings
+from barlow.views.settings import ViewSettings, view_settings
 
-# Values worked on at once: few enough that an operation finds what the one before wrote in the
-# cache, many enough that calling it costs little. Measured with benchmarks/views.py.
-_CHUNK = 200_000
-_NOISE = 2  # stream of the noise, beside those of the parameters
+_CROP, _PIXELS, _NOISE = range(3)  # streams of random numbers, one key each
+_CHUNK = 2**18  # pixels worked on at a time: a plane of floats that stays in a core's cache
 
 
 class TwoViews(nn.Module):
-    """Draw two views of each image, from two different distributions.
+    """Draw two views of every image, each from its own distribution, on whole batches.
+
+    A sample's views depend on the key, its position and its pixels, and on nothing else: not on
+    the rest of the batch, not on earlier draws.
 
     Args:
-        image_size: height and width of a view in pixels.
-        preset: "paper" (Zbontar et al. 2021, the default), "small" (images of 64 pixels and less),
-            "digits", "aerial" or "microscopy".
-        in_chans: channels of the images. Saturation, hue and greyscale need 3 of them,
-            solarisation 3 or 1.
-        mean: what is taken from values in [0, 1], one number a channel; default ImageNet's.
-        std: what they are then divided by; default ImageNet's.
-        view1: changes to the first view's distribution, names and values of `ViewSettings`.
-        view2: changes to the second's.
+        image_size: pixels of each side of a view.
+        preset: a name in `barlow.views.PRESETS`; `paper` is Zbontar et al. 2021, appendix A.
+        in_chans: channels of the images. Colour changes need 3, brightness and contrast take 1
+            too; with other counts they are left out. Geometry, blur and noise apply always.
+        mean: by channel, on the scale from 0 to 1; None is ImageNet's for 3 channels, else 0.5.
+        std: the same; None is ImageNet's for 3 channels, else 0.25.
+        view1: fields of the first view's `ViewSettings` to replace.
+        view2: the same for the second view.
 
     Raises:
-        UserError: if there is no such preset or setting, or a value cannot be.
+        UserError: no such preset or field, or a value out of range.
 
     Example:
-        >>> views = TwoViews(32, preset="small")
-        >>> images = torch.randint(256, (8, 3, 40, 48), dtype=torch.uint8)
-        >>> view1, view2 = views(images)
+        >>> views = TwoViews(image_size=32, preset="small", view2={"solarise": 0.0})
+        >>> images = torch.randint(0, 256, (4, 3, 40, 48), dtype=torch.uint8)
+        >>> view1, view2 = views(images, key=0)
         >>> view1.shape, view1.dtype
-        (torch.Size([8, 3, 32, 32]), torch.float32)
+        (torch.Size([4, 3, 32, 32]), torch.float32)
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -54,85 +56,161 @@ class TwoViews(nn.Module):
         view1: Mapping[str, Any] | None = None,
         view2: Mapping[str, Any] | None = None,
     ) -> None:
+        """See the class."""
         super().__init__()
+        if image_size < 1 or in_chans < 1:
+            raise UserError(f"no view has image_size={image_size} and in_chans={in_chans}")
+        if mean is None:
+            mean = (0.485, 0.456, 0.406) if in_chans == 3 else (0.5,) * in_chans
+        if std is None:
+            std = (0.229, 0.224, 0.225) if in_chans == 3 else (0.25,) * in_chans
+        if len(mean) != in_chans or len(std) != in_chans or min(std) <= 0:
+            raise UserError(
+                f"mean and std need {in_chans} numbers each, std above 0: not {mean} and {std}"
+            )
         self.image_size = image_size
         self.in_chans = in_chans
         self.settings = view_settings(preset, view1, view2)
-        default_mean, default_std = normalisation(in_chans)
-        self.mean = tuple(default_mean if mean is None else mean)
-        self.std = tuple(default_std if std is None else std)
-        if len(self.mean) != in_chans or len(self.std) != in_chans:
-            raise UserError(
-                f"mean and std have {len(self.mean)} and {len(self.std)} numbers for {in_chans} "
-                "channels: give one a channel"
-            )
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
 
     def forward(
         self, images: Tensor, *, key: int | None = None, position: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draw the two views of a batch.
+        """Draw both views of a batch.
 
         Args:
-            images: (N, C, H, W) uint8.
-            key: of the random numbers; default a new one from torch's global generator.
-            position: (N,) int64, the places of the images in the epoch; default 0 to N - 1. What
-                is random about image i depends on (key, position[i]) and nothing else.
+            images: `(N, C, H, W)` uint8, on any device.
+            key: from `barlow.address.key`; None draws one from torch's global generator.
+            position: `(N,)` int64, where each sample stands; None is 0, 1, 2, ...
 
         Returns:
-            Two (N, C, image_size, image_size) float32, normalised, channels-last.
+            Two batches `(N, C, image_size, image_size)` float32, normalised, channels last.
+
+        Raises:
+            UserError: images of another type or number of channels.
         """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != self.in_chans:
-            raise ValueError(
-                f"images are {images.dtype} of shape {tuple(images.shape)}: "
-                f"expected torch.uint8 of shape (N, {self.in_chans}, H, W)"
-            )
         if key is None:
-            key = int(torch.randint(1 << 62, ()))
+            key = int(torch.randint(2**63 - 1, ()))
         if position is None:
             position = torch.arange(len(images))
-        position = position.to(images.device)
-        view1, view2 = (
-            self._view(s, images, address.key(key, i), position)
-            for i, s in enumerate(self.settings)
-        )
-        return view1, view2
+        return self.finish(*self.crop(images, key, position), key, position)
 
-    def _view(self, s: ViewSettings, images: Tensor, key: int, position: Tensor) -> Tensor:
-        size = self.image_size
-        out = torch.empty(
-            (len(images), self.in_chans, size, size),
-            device=images.device,
-            memory_format=torch.channels_last,
-        )
-        step = max(1, _CHUNK // (self.in_chans * size * size))
-        for start in range(0, len(images), step):
-            part = slice(start, start + step)
-            p = draw(s, key, position[part], *images.shape[2:])
-            x = geometry.resample(images[part], p.box, size, s.interpolation, p.hflip, p.vflip)
-            if s.quarter_turns:
-                x = geometry.turn(x, p.turns)
-            self._finish(s, x, p, key, position[part], out[part])
+    def crop(
+        self, images: Tensor | Sequence[Tensor], key: int, position: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Crop, resize and flip: the half that a loader's worker does where it decodes.
+
+        Args:
+            images: `(N, C, H, W)` uint8, or a sequence of `(C, H, W)` uint8 of any sizes.
+            key: from `barlow.address.key`.
+            position: `(N,)` int64.
+
+        Returns:
+            Two batches `(N, C, image_size, image_size)`, uint8, or float32 in 0 to 1 where a
+            batch of images up to 64 pixels was given.
+
+        Raises:
+            UserError: images of another type or number of channels.
+        """
+        for image in images[:1] if isinstance(images, Tensor) else images:
+            if image.dtype != torch.uint8 or image.shape[:-2] != (self.in_chans,):
+                raise UserError(
+                    f"views are drawn from uint8 images of {self.in_chans} channels, not from "
+                    f"{tuple(image.shape)} {image.dtype}: set in_chans, or convert the images"
+                )
+        sizes = torch.tensor([image.shape[-2:] for image in images]).view(-1, 2)  # (N, 2)
+        position = position.cpu()
+        boxes = [
+            geometry.crop_boxes(
+                settings, address.key(key, view, _CROP), position, sizes[:, 0], sizes[:, 1]
+            )
+            for view, settings in enumerate(self.settings)
+        ]
+        crops1, crops2 = geometry.crop(images, boxes, self.image_size)
+        return crops1, crops2
+
+    def finish(
+        self, crops1: Tensor, crops2: Tensor, key: int, position: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Do everything that comes after the crop, on whole batches.
+
+        Args:
+            crops1: `(N, C, image_size, image_size)`, from `crop`.
+            crops2: the same.
+            key: the key given to `crop`.
+            position: the positions given to `crop`.
+
+        Returns:
+            Two batches `(N, C, image_size, image_size)` float32, normalised, channels last.
+        """
+        position = position.cpu()
+        view1 = self._finish(0, crops1, key, position)
+        return view1, self._finish(1, crops2, key, position)
+
+    def _finish(self, view: int, crops: Tensor, key: int, position: Tensor) -> Tensor:
+        settings = self.settings[view]
+        n, _, size, _ = crops.shape
+        out = torch.empty(crops.shape, device=crops.device, memory_format=torch.channels_last)
+        draws = address.uniform(address.key(key, view, _PIXELS), position, 20)
+        noise_key = address.key(key, view, _NOISE)
+        step = max(1, _CHUNK // size**2) if crops.device.type == "cpu" else n
+        for part in (slice(i, i + step) for i in range(0, n, step)):
+            self._finish_part(
+                settings, crops[part], draws[part], noise_key, position[part], out[part]
+            )
         return out
 
-    def _finish(
-        self, s: ViewSettings, x: Tensor, p: Parameters, key: int, position: Tensor, out: Tensor
+    def _finish_part(
+        self,
+        settings: ViewSettings,
+        crops: Tensor,
+        draws: Tensor,
+        noise_key: int,
+        position: Tensor,
+        out: Tensor,
     ) -> None:
-        """From cropped values in [0, 1] to a finished view, written to `out`."""
-        if s.rotation or s.translate or s.zoom != (1.0, 1.0):
-            x = geometry.move(x, p, s.fill)
-        if s.jitter:
-            order = colour.hue_place(p).argsort(stable=True)
-            x = colour.jitter(x[order], p.take(order))[order.argsort()]
-        if s.grey:
-            x = colour.greyscale(x, p.grey)
-        if s.blur:
-            x = colour.blur(x, p.blur, p.sigma)
-        if s.solarise and self.in_chans in (1, 3):
-            x = colour.solarise(x, p.solarise)
-        if s.noise:
-            values = x[0].numel()
-            noise = address.normal(address.key(key, _NOISE), position, values)
-            x = x.add_(noise.view(x.shape), alpha=s.noise)
-        mean = x.new_tensor(self.mean).view(-1, 1, 1)
-        std = x.new_tensor(self.std).view(-1, 1, 1)
-        torch.sub(x, mean, out=out).div_(std)
+        """Fill `out` with the finished views of `crops`, both `(n, C, S, S)`."""
+        c, size = crops.shape[1:3]
+        device = crops.device
+        coloured = settings.jitter > 0 and c in (1, 3)
+        jittered = draws[:, 0] < settings.jitter
+        factors, hue, order = colour.jitter_parameters(settings, draws[:, 1:9])
+        # Sorted by where the hue comes, every colour step below takes one slice of the batch.
+        rank = colour.sort_key(order, jittered).argsort(stable=True) if coloured else None
+        if rank is not None:
+            draws, position = draws[rank], position[rank]
+            jittered, factors, hue, order = jittered[rank], factors[rank], hue[rank], order[rank]
+            crops = crops[rank.to(device)]
+        x = crops.float().div_(255) if crops.dtype == torch.uint8 else crops
+        if settings.turns:
+            x = geometry.turn(x, settings, draws[:, 15:20])
+        planes = x.transpose(0, 1).reshape(c, -1, size * size)  # (C, n, P)
+        if planes.data_ptr() == crops.data_ptr():
+            planes = planes.clone()  # everything below works in place
+
+        def drawn(column: int, probability: float) -> Tensor:
+            return (draws[:, column] < probability).nonzero()[:, 0]
+
+        def between(some: Tensor, column: int, span: tuple[float, float]) -> Tensor:
+            return (span[0] + (span[1] - span[0]) * draws[some, column])[:, None].to(device)
+
+        if coloured:
+            colour.jitter(planes, factors, hue, order, jittered)
+        if c == 3 and len(some := drawn(9, settings.greyscale)):
+            colour.to_grey(planes, some.to(device))
+        if len(some := drawn(10, settings.blur)):
+            sigma = between(some, 11, settings.blur_sigma)
+            reach = int(4 * settings.blur_sigma[1] + 0.999)
+            colour.blur(planes, some.to(device), sigma, size, reach)
+        if len(some := drawn(12, settings.solarise)):
+            colour.solarise(planes, some.to(device), settings.solarise_threshold)
+        if len(some := drawn(13, settings.noise)):
+            std = between(some, 14, settings.noise_std)
+            colour.add_noise(planes, some.to(device), std, noise_key, position[some])
+        planes.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+        finished = planes.view(c, -1, size, size).transpose(0, 1)  # (n, C, S, S)
+        if rank is None:
+            out.copy_(finished)
+        else:
+            out[rank.to(device)] = finished
