@@ -61,7 +61,9 @@ def test_lars_refuses_a_negative_rate():
 def test_groups_go_by_what_a_parameter_is_not_by_its_name():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), LayerNorm2d(4), nn.Linear(4, 2))
     model.bias_like_name = nn.Parameter(torch.ones(3, 3))
-    weights, rest = (g["params"] for g in parameter_groups(model, lr=1, lr_bias_norm=1, weight_decay=1))
+    weights, rest = (
+        g["params"] for g in parameter_groups(model, lr=1, lr_bias_norm=1, weight_decay=1)
+    )
     assert {tuple(p.shape) for p in weights} == {(4, 3, 3, 3), (2, 4), (3, 3)}
     assert all(p.ndim == 1 for p in rest)
     assert len(weights) + len(rest) == len(list(model.parameters()))

@@ -2,15 +2,15 @@
 
 import dataclasses
 import inspect
-import logging
 import sys
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from barlow.errors import TrainingError, UserError
+from barlow.progress import Reporter, describe
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -123,17 +123,22 @@ def _demo(argv: list[str]) -> None:
 def _train(settings: "Settings", out: str) -> None:
     from barlow.pretraining import train
 
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("barlow: %(message)s"))
-    logger = logging.getLogger("barlow")
-    logger.addHandler(handler)
-    # The bar shows what the log says; without a terminal the log is all there is.
-    logger.setLevel(logging.WARNING if sys.stdout.isatty() else logging.INFO)
-    run = train(settings, out, _Bar() if sys.stdout.isatty() else None)
+    run = train(settings, out, _Bar() if sys.stdout.isatty() else _Lines())
     print(f"encoder: {run.encoder_folder}")
 
 
-class _Bar:
+class _Lines(Reporter):
+    """One line an epoch, for logs."""
+
+    def row(self, row: Mapping[str, float], epochs: int) -> None:
+        if float(row["epoch"]).is_integer():
+            self.say(describe(row, epochs))
+
+    def say(self, text: str) -> None:
+        print(f"barlow: {text}", flush=True)
+
+
+class _Bar(Reporter):
     """A rich progress bar with the loss, its two terms, images a second and the time left."""
 
     def __init__(self) -> None:
@@ -154,13 +159,16 @@ class _Bar:
     def step(self, step: int) -> None:
         self._progress.update(self._task, completed=step)
 
-    def row(self, row: dict[str, float]) -> None:
+    def row(self, row: Mapping[str, float], epochs: int) -> None:
         validation = f" (validation {row['val_loss']:.4g})" if "val_loss" in row else ""
         self._progress.update(
             self._task,
             terms=f"loss {row['loss']:.4g}{validation} = invariance {row['invariance']:.4g} + "
             f"lambd x redundancy {row['redundancy']:.4g}, {row['images_per_second']:.0f} images/s",
         )
+
+    def say(self, text: str) -> None:
+        (self._progress.console.print if self._progress else print)(f"barlow: {text}")
 
     def end(self) -> None:
         self._progress.stop()
@@ -243,7 +251,9 @@ def _parser(command: str) -> "ArgumentParser":
     from jsonargparse import ArgumentParser
 
     return ArgumentParser(
-        prog=f"barlow {command}", description=COMMANDS[command].help, exit_on_error=False,
+        prog=f"barlow {command}",
+        description=COMMANDS[command].help,
+        exit_on_error=False,
     )
 
 
@@ -268,9 +278,7 @@ def _add_options(
             else:
                 parser.add_argument(flag, type=kind, required=True, help=text)
         elif kind is bool:
-            parser.add_argument(
-                flag, action=ActionYesNo(no_prefix="no-"), default=value, help=text
-            )
+            parser.add_argument(flag, action=ActionYesNo(no_prefix="no-"), default=value, help=text)
         elif kind == list[int]:
             parser.add_argument(flag, type=int, nargs="+", default=value, help=text)
         else:

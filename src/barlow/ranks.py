@@ -1,5 +1,6 @@
-"""Devices and processes: starting them through Lightning Fabric, and batch norm over all of them."""
+"""Devices and processes, started by Lightning Fabric; batch norm over all of them."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from barlow.settings import Settings
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+# Fabric announces every process; set here because children of `spawn` import this first.
+logging.getLogger("lightning_fabric.utilities").setLevel(logging.WARNING)
 
 _PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -33,8 +37,6 @@ def create_fabric(settings: Settings) -> "Fabric":
     strategy: Any = "auto"
     if several:
         strategy = DDPStrategy(
-            # Buffers are equal already (synchronised batch norm), or each rank's own by wish.
-            broadcast_buffers=False,
             gradient_as_bucket_view=True,
             start_method="popen" if launched_from_outside() else "spawn",
         )
@@ -57,6 +59,15 @@ def create_fabric(settings: Settings) -> "Fabric":
 def launched_from_outside() -> bool:
     """Whether torchrun or SLURM started this process as one of several."""
     return "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_NTASKS" in os.environ
+
+
+def any_rank(fabric: "Fabric", condition: bool) -> bool:
+    """Whether the condition holds on any rank; every rank gets the same answer."""
+    if fabric.world_size == 1:
+        return condition
+    votes = fabric.all_reduce(torch.tensor(float(condition)), reduce_op="sum")
+    assert isinstance(votes, Tensor)
+    return bool(votes > 0)
 
 
 def share_threads(processes: int) -> None:

@@ -3,16 +3,14 @@
 import csv
 import dataclasses
 import io
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from torch import nn
 
-from barlow.checkpoint import load_last, write_text
+from barlow.checkpoint import write_text
 from barlow.errors import UserError
 from barlow.settings import Settings
 
@@ -72,6 +70,11 @@ class Run:
         """The encoder as a timm folder."""
         return self.path / "encoder"
 
+    @property
+    def log_file(self) -> Path:
+        """What was logged, with times."""
+        return self.path / "log.txt"
+
     def epoch_checkpoint(self, epoch: int) -> Path:
         """A checkpoint that is kept."""
         return self.path / "checkpoints" / f"epoch-{epoch:04d}.ckpt"
@@ -114,29 +117,23 @@ class Run:
         writer.writerows({k: _short(v) for k, v in r.items()} for r in rows if r["step"] <= step)
         write_text(self.metrics_file, text.getvalue())
 
-    def log_handler(self) -> logging.Handler:
-        """A handler that appends to the run's `log.txt`."""
-        handler = logging.FileHandler(self.path / "log.txt")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        return handler
 
-
-def open_run(out: str | Path, settings: Settings) -> tuple[Run, dict[str, Any] | None]:
-    """The run in a folder: a new one, or an unfinished one with the checkpoint to resume from.
+def open_run(out: str | Path, settings: Settings) -> Run:
+    """The run in a folder: a new one, or one made with the same settings.
 
     Args:
         out: the folder.
         settings: what is asked for now.
 
     Returns:
-        The run, and its last checkpoint or None.
+        The run; nothing is written yet.
 
     Raises:
         UserError: if the folder holds something else, or a run with other settings.
     """
     run = Run(Path(out))
     if not run.path.exists() or (run.path.is_dir() and not any(run.path.iterdir())):
-        return run, None
+        return run
     if not run.path.is_dir():
         raise UserError(f"--out {out} is a file: give a folder")
     if not run.config_file.exists():
@@ -147,8 +144,7 @@ def open_run(out: str | Path, settings: Settings) -> tuple[Run, dict[str, Any] |
             f"--out {out} holds a run with other settings ({'; '.join(changed)}): "
             "give another folder, or the settings of that run"
         )
-    state = load_last(run.last_checkpoint)
-    return run, state
+    return run
 
 
 def _changes(old: Settings, new: Settings) -> list[str]:

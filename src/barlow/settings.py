@@ -190,7 +190,7 @@ def load_recipe(recipe: str | Path) -> dict[str, Any]:
         text = path.read_text()
     else:
         raise UserError(
-            f"no recipe {str(recipe)!r}: use {', '.join(recipe_names())}, or the path of a YAML file"
+            f"no recipe {str(recipe)!r}: use {', '.join(recipe_names())}, or a YAML file's path"
         )
     try:
         values = yaml.safe_load(text)

@@ -1,0 +1,120 @@
+"""Settings become the parts of a training: model, optimiser, views, loaders."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from barlow.data import Loader, Preprocess, Source, open_held_out, open_source
+from barlow.encoders import create_encoder
+from barlow.errors import UserError
+from barlow.loss import BarlowTwinsLoss
+from barlow.model import BarlowTwins
+from barlow.optim import LARS, parameter_groups
+from barlow.settings import Settings
+from barlow.share import load_encoder
+from barlow.views import TwoViews
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
+    """Encoder, projector and loss, and what an image goes through before the encoder."""
+    preprocess = Preprocess(settings.image_size, in_chans=settings.channels)
+    if settings.init:
+        encoder = load_encoder(settings.init)
+        if encoder.spec.in_chans != settings.channels:  # type: ignore[union-attr]
+            raise UserError(
+                f"--init {settings.init} is an encoder of {encoder.spec.in_chans} channel(s), "  # type: ignore[union-attr]
+                f"--channels is {settings.channels}: give the same"
+            )
+    else:
+        encoder = create_encoder(
+            settings.encoder,
+            settings.image_size,
+            settings.channels,
+            settings.pretrained,
+            stem=settings.stem,
+            **settings.encoder_args,
+        )
+    encoder.preprocess = preprocess
+    criterion = BarlowTwinsLoss(settings.lambd, scale=settings.loss_scale)
+    model = BarlowTwins(encoder, settings.projector, criterion=criterion)
+    return model.to(memory_format=torch.channels_last), preprocess
+
+
+def build_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
+    """The optimiser; each group's `base_lr` is what the schedule multiplies."""
+    # Linear scaling (paper, section 3); Adam's steps do not grow with the gradient.
+    scale = 1.0 if settings.optimizer == "adamw" else settings.batch_size / 256
+    groups = parameter_groups(
+        model,
+        lr=settings.lr * scale,
+        lr_bias_norm=settings.lr_bias_norm * scale,
+        weight_decay=settings.weight_decay,
+    )
+    groups = [g | {"base_lr": g["lr"]} for g in groups if g["params"]]
+    if settings.optimizer == "lars":
+        return LARS(groups, settings.lr, momentum=settings.momentum)
+    for group in groups:
+        del group["lars_exclude"]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, settings.lr, momentum=settings.momentum)
+    return torch.optim.AdamW(groups, settings.lr, betas=(settings.momentum, 0.999))
+
+
+def build_views(settings: Settings, preprocess: Preprocess) -> TwoViews:
+    """The two view distributions, normalised as the encoder will see images later."""
+    return TwoViews(
+        settings.image_size,
+        preset=settings.view_preset,
+        in_chans=settings.channels,
+        mean=preprocess.mean,
+        std=preprocess.std,
+        view1=settings.view1,
+        view2=settings.view2,
+    )
+
+
+def training_loader(fabric: "Fabric", settings: Settings, views: TwoViews) -> Loader:
+    """This rank's part of the training images."""
+    images = open_source(settings.source, "train", in_chans=settings.channels, limit=settings.limit)
+    return _loader(fabric, settings, images, views, settings.batch_size)
+
+
+def validation_loader(fabric: "Fabric", settings: Settings, views: TwoViews) -> Loader | None:
+    """This rank's part of the images that the validation loss is taken over, if there are any."""
+    limit, in_chans = settings.validation_limit, settings.channels
+    if settings.validation:
+        images = open_source(settings.validation, "test", in_chans=in_chans, limit=limit)
+    elif held_out := open_held_out(settings.source, in_chans=in_chans, limit=limit):
+        images = held_out
+    else:
+        return None
+    batch_size = min(settings.batch_size, len(images))
+    batch_size -= batch_size % fabric.world_size
+    if batch_size < 2 * fabric.world_size:
+        return None
+    return _loader(fabric, settings, images, views, batch_size)
+
+
+def warmup_steps(settings: Settings, steps_per_epoch: int) -> int:
+    """Steps of the warm-up: a tenth of the training at most."""
+    return round(min(settings.warmup_epochs, settings.epochs / 10) * steps_per_epoch)
+
+
+def _loader(
+    fabric: "Fabric", settings: Settings, images: Source, views: TwoViews, batch_size: int
+) -> Loader:
+    return Loader(
+        images,
+        views,
+        batch_size,
+        seed=settings.seed,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        device=fabric.device,
+        workers=settings.workers,
+    )

@@ -1,0 +1,62 @@
+"""Means of the loss's terms over steps, without making any step wait."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from barlow.errors import TrainingError
+
+TERMS = ("loss", "invariance", "redundancy", "diagonal_error", "off_diagonal_rms")
+
+
+class Means:
+    """Means of the loss's terms since they were last read.
+
+    The sums stay on the device, so that no step waits for the one before to finish.
+
+    Example:
+        >>> means = Means()
+        >>> for loss in (1.0, 3.0):
+        ...     means.add((torch.tensor(loss),) * 5)
+        >>> means.read(step=2)["loss"]
+        2.0
+    """
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None  # (5,), in the order of TERMS
+        self._count = 0
+
+    def add(self, terms: tuple[Tensor, ...]) -> None:
+        """Add one step's terms, in the order of `TERMS`, each `()`."""
+        values = torch.stack([t.detach().float() for t in terms])
+        self._sums = values if self._sums is None else self._sums.to(values.device) + values
+        self._count += 1
+
+    def check(self, step: int) -> None:
+        """Raise TrainingError if a term is not finite."""
+        if self._sums is None:
+            return
+        for name, value in zip(TERMS, self._sums.tolist(), strict=True):
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"{name} is {value} at step {step}: the run stops before its checkpoint is "
+                    "touched; try a lower --lr, a longer --warmup-epochs or --precision 32"
+                )
+
+    def read(self, step: int) -> dict[str, float]:
+        """The means by name; counting starts anew."""
+        self.check(step)
+        assert self._sums is not None
+        means = dict(zip(TERMS, (self._sums / self._count).tolist(), strict=True))
+        self._sums, self._count = None, 0
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumption needs."""
+        return {"sums": self._sums, "count": self._count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self._sums, self._count = state["sums"], state["count"]

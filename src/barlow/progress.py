@@ -1,0 +1,73 @@
+"""What a training tells while it goes on: to a reporter, and to the run's `log.txt`."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class Reporter:
+    """Told how a training goes on; this one says nothing, the command line's print."""
+
+    def start(self, step: int, steps: int) -> None:
+        """The training begins at `step` of `steps`."""
+
+    def step(self, step: int) -> None:
+        """So many steps are done."""
+
+    def row(self, row: Mapping[str, float], epochs: int) -> None:
+        """A row was added to `metrics.csv`, in a training of so many epochs."""
+
+    def say(self, text: str) -> None:
+        """Something happened that is worth a line."""
+
+    def end(self) -> None:
+        """The training is over, well or not."""
+
+
+def describe(row: Mapping[str, float], epochs: int) -> str:
+    """A row of `metrics.csv` as a line of text.
+
+    Example:
+        >>> describe({"epoch": 1.5, "step": 30, "loss": 12.0, "invariance": 7.0,
+        ...           "redundancy": 980.4, "images_per_second": 99.6}, epochs=2)
+        'epoch 1.50/2, step 30, loss 12, invariance 7, redundancy 980.4, 100 images/s'
+    """
+    parts = [
+        f"epoch {row['epoch']:.2f}/{epochs}",
+        f"step {row['step']:.0f}",
+        f"loss {row['loss']:.4g}",
+        f"invariance {row['invariance']:.4g}",
+        f"redundancy {row['redundancy']:.4g}",
+    ]
+    if "val_loss" in row:
+        parts.append(f"validation loss {row['val_loss']:.4g}")
+    return ", ".join([*parts, f"{row['images_per_second']:.0f} images/s"])
+
+
+class _ToReporter(logging.Handler):
+    def __init__(self, reporter: Reporter) -> None:
+        super().__init__(logging.WARNING)
+        self.reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.reporter.say(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+@contextmanager
+def logged(file: Path, reporter: Reporter) -> Iterator[None]:
+    """Within it, what this package logs goes to a file, and warnings to the reporter too."""
+    logger = logging.getLogger("barlow")
+    to_file = logging.FileHandler(file)
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handlers, level = [to_file, _ToReporter(reporter)], logger.level
+    for handler in handlers:
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
