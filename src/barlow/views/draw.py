@@ -34,7 +34,7 @@ def draw_views(
     """
     position = torch.arange(len(images))
     finished = views.finish(*views.crop(images, key, position), key, position)
-    mean, std = views.mean.cpu()[:, None, None], views.std.cpu()[:, None, None]
+    mean, std = views.mean.cpu(), views.std.cpu()
     # Small views are magnified by whole pixels, so that a person sees the pixels.
     cell = views.image_size * max(1, 96 // views.image_size)
     width = len(_CAPTIONS) * (cell + _GAP) + _GAP

@@ -71,8 +71,8 @@ class TwoViews(nn.Module):
         self.image_size = image_size
         self.in_chans = in_chans
         self.settings = view_settings(preset, view1, view2)
-        self.register_buffer("mean", torch.tensor(mean), persistent=False)
-        self.register_buffer("std", torch.tensor(std), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(
         self, images: Tensor, *, key: int | None = None, position: Tensor | None = None
@@ -119,7 +119,10 @@ class TwoViews(nn.Module):
                     f"views are drawn from uint8 images of {self.in_chans} channels, not from "
                     f"{tuple(image.shape)} {image.dtype}: set in_chans, or convert the images"
                 )
-        sizes = torch.tensor([image.shape[-2:] for image in images]).view(-1, 2)  # (N, 2)
+        if isinstance(images, Tensor):
+            sizes = torch.tensor([images.shape[-2:]])  # (1, 2)
+        else:
+            sizes = torch.tensor([image.shape[-2:] for image in images]).view(-1, 2)  # (N, 2)
         position = position.cpu()
         boxes = [
             geometry.crop_boxes(
@@ -208,9 +211,9 @@ class TwoViews(nn.Module):
         if len(some := drawn(13, settings.noise)):
             std = between(some, 14, settings.noise_std)
             colour.add_noise(planes, some.to(device), std, noise_key, position[some])
-        planes.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
-        finished = planes.view(c, -1, size, size).transpose(0, 1)  # (n, C, S, S)
-        if rank is None:
-            out.copy_(finished)
-        else:
-            out[rank.to(device)] = finished
+        torch.addcmul(-self.mean / self.std, planes, 1 / self.std, out=planes)
+        finished = planes.permute(1, 2, 0).reshape(-1, size * size * c)  # rows of pixels, (n, PC)
+        if rank is not None:
+            back = torch.empty_like(rank).scatter_(0, rank, torch.arange(len(rank)))
+            finished = finished[back.to(device)]
+        out.permute(0, 2, 3, 1).view(finished.shape).copy_(finished)
