@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_frozen_parameters_are_in_no_group():
 def test_the_schedule_warms_up_then_falls_to_the_final_factor():
     factors = [warmup_cosine(s, steps=100, warmup=10, final=0.01) for s in range(101)]
     assert factors[:11] == pytest.approx([i / 10 for i in range(11)])
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(factors[10:]))
     assert factors[55] == pytest.approx(0.5 + 0.01 * 0.5)
     assert factors[100] == pytest.approx(0.01)
     assert math.isfinite(warmup_cosine(0, steps=1, warmup=0))

@@ -1,11 +1,13 @@
 """Settings become the parts of a training: model, optimiser, views, loaders."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from barlow import address
 from barlow.data import Loader, Preprocess, Source, open_held_out, open_source
 from barlow.encoders import create_encoder
 from barlow.errors import UserError
@@ -14,7 +16,7 @@ from barlow.model import BarlowTwins
 from barlow.optim import LARS, parameter_groups
 from barlow.settings import Settings
 from barlow.share import load_encoder
-from barlow.views import TwoViews
+from barlow.views import TwoViews, draw_views
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -98,6 +100,24 @@ def validation_loader(fabric: "Fabric", settings: Settings, views: TwoViews) -> 
     if batch_size < 2 * fabric.world_size:
         return None
     return _loader(fabric, settings, images, views, batch_size)
+
+
+def draw(settings: Settings, out: Path, count: int = 8) -> Path:
+    """A picture of some of a source's images and their two views.
+
+    Args:
+        settings: of which the source, the sizes, the views and the seed matter.
+        out: PNG file to write.
+        count: images to show, spread over the source.
+
+    Returns:
+        The file.
+    """
+    images = open_source(settings.source, "train", in_chans=settings.channels, limit=settings.limit)
+    rows = torch.linspace(0, len(images) - 1, min(count, len(images))).long().tolist()
+    preprocess = Preprocess(settings.image_size, in_chans=settings.channels)
+    shown = [images[row] for row in rows]
+    return draw_views(shown, build_views(settings, preprocess), out, address.key(settings.seed))
 
 
 def warmup_steps(settings: Settings, steps_per_epoch: int) -> int:

@@ -88,8 +88,8 @@ def _evaluate(argv: list[str]) -> None:
 
 def _views(argv: list[str]) -> None:
     """Draw images and their two views, to see what the encoder will be asked to ignore."""
+    from barlow.assembly import draw
     from barlow.settings import Settings, load_recipe
-    from barlow.views import draw_views
 
     parser = _parser("views")
     shown = ("source", "image_size", "channels", "views", "view1", "view2", "limit", "seed")
@@ -102,7 +102,7 @@ def _views(argv: list[str]) -> None:
     values = _parse(parser, argv)
     out = values.pop("out")
     values.pop("recipe")
-    print(draw_views(Settings(**values), Path(out)))
+    print(draw(Settings(**values), Path(out)))
 
 
 def _demo(argv: list[str]) -> None:

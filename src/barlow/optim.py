@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+_Tensors = list[Tensor] | tuple[Tensor, ...]
+
 _NORMS = (
     nn.modules.batchnorm._NormBase,  # every BatchNorm and InstanceNorm
     nn.GroupNorm,
@@ -45,7 +47,8 @@ def parameter_groups(
         if isinstance(module, _NORMS)
         for parameter in module.parameters(recurse=False)
     }
-    weights, biases_and_norms = [], []
+    weights: list[nn.Parameter] = []
+    biases_and_norms: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             is_weight = parameter.ndim > 1 and id(parameter) not in in_norms
@@ -124,7 +127,7 @@ class LARS(Optimizer):
                     self.state[p]["momentum"] = torch.zeros_like(p)
             momenta = [self.state[p]["momentum"] for p in params]
             # One call a group for all its parameters: a step is a handful of kernels.
-            updates = [p.grad for p in params if p.grad is not None]
+            updates: _Tensors = [p.grad for p in params if p.grad is not None]
             if group["weight_decay"]:
                 updates = torch._foreach_add(updates, params, alpha=group["weight_decay"])
             if not group["lars_exclude"]:
@@ -135,7 +138,7 @@ class LARS(Optimizer):
         return loss
 
 
-def _trust(params: list[Tensor], updates: list[Tensor], eta: float) -> list[Tensor]:
+def _trust(params: list[Tensor], updates: _Tensors, eta: float) -> list[Tensor]:
     """`eta * |w| / |d|` for each parameter; 1 where either norm is zero."""
     weight_norms = torch._foreach_norm(params)
     update_norms = torch._foreach_norm(updates)

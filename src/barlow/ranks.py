@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # Fabric announces every process; set here because children of `spawn` import this first.
 logging.getLogger("lightning_fabric.utilities").setLevel(logging.WARNING)
 
+Module = TypeVar("Module", bound=nn.Module)
+
 _PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
@@ -30,7 +32,7 @@ def create_fabric(settings: Settings) -> "Fabric":
         UserError: if this machine has no such accelerator, or not as many devices.
     """
     from lightning_fabric import Fabric
-    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.strategies.ddp import DDPStrategy
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     several = settings.devices > 1 or launched_from_outside()
@@ -76,13 +78,13 @@ def share_threads(processes: int) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
 
 
-def synchronised(module: nn.Module, device: torch.device) -> nn.Module:
+def synchronised(module: Module, device: torch.device) -> Module:
     """The module with batch norm over all ranks where torch has it: everywhere but on CPU."""
     if device.type == "cpu":
         return module  # there the context manager below does it
-    from timm.layers import convert_sync_batchnorm
+    from timm.layers.norm_act import convert_sync_batchnorm
 
-    converted: nn.Module = convert_sync_batchnorm(module)
+    converted: Module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
     return converted
 
 

@@ -86,7 +86,7 @@ class Run:
 
     def encoder(self) -> nn.Module:
         """The encoder, with the preprocessing it was trained with."""
-        from barlow.encoders import load_encoder
+        from barlow.share import load_encoder
 
         return load_encoder(self.path)
 

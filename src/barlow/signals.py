@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 _SIGNALS = ["SIGINT", "SIGTERM", "SIGUSR1"]
 
@@ -26,7 +27,7 @@ def stop_on_signals() -> Iterator[Stop]:
         An object whose `signal` is the name of the signal that came, if any.
     """
     stop = Stop()
-    usual = {}
+    usual: dict[int, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
         stop.signal = signal.Signals(number).name
