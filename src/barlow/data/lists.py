@@ -37,10 +37,9 @@ def open_text(path: Path, choose: Choose) -> Table:
 
 def metadata_files(path: Path) -> dict[str, Path]:
     """The metadata files of a folder: of the folder itself (""), or of its splits."""
-    folders = [""] + [entry.name for entry in sorted(path.iterdir()) if entry.name.lower() in NAMES]
     return {
         folder: path / folder / name
-        for folder in folders
+        for folder in ("", *sorted(NAMES))
         for name in METADATA
         if (path / folder / name).is_file()
     }

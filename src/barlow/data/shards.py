@@ -67,7 +67,8 @@ def open_shards(path: Path, choose: Choose) -> Table:
 
 def _images(file: Path) -> Iterator[tuple[str, int, int, str]]:
     """Name, offset, size and label ("" if none) of every image; what shares a stem is a sample."""
-    stem, images, label = "", [], ""
+    stem, label = "", ""
+    images: list[tuple[str, int, int]] = []
     try:
         with tarfile.open(file, "r:") as tar:
             for member in tar:

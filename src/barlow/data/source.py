@@ -18,8 +18,8 @@ MAX_BROKEN = 0.05
 class Records(Protocol):
     """What is stored for each image, read when asked for."""
 
-    def __len__(self) -> int: ...  # noqa: D105
-    def __getitem__(self, index: int, /) -> Raw: ...  # noqa: D105
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Raw: ...
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from barlow.data.digits import open_mnist5k
 from barlow.data.folder import open_folder
+from barlow.data.hub import PREFIX, open_hub
 from barlow.data.lists import metadata_files, open_metadata, open_text
 from barlow.data.shards import open_shards
 from barlow.data.source import MAX_BROKEN, Source, Table
@@ -39,7 +40,8 @@ def open_source(
 
     Args:
         source: a name ("mnist5k", "cifar10"), a folder of images, of Parquet files or of tar
-            shards, one such file, or a .txt list of paths; `::split` at its end picks one split.
+            shards, one such file, a .txt list of paths, or hf://owner/name; `::split` at its end
+            picks one split.
         split: "train" or "test" (else the validation split), everything if the source has no
             splits; None is everything.
         in_chans: channels every image is brought to.
@@ -57,7 +59,7 @@ def open_source(
         >>> len(digits), digits[0].shape
         (1000, torch.Size([1, 28, 28]))
     """
-    name, _, explicit = source.partition("::")
+    name, explicit = _parse(source)
     choose = chooser(name, explicit or split, explicit=bool(explicit))
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}: it must be at least 1")
@@ -73,7 +75,7 @@ def open_held_out(
         >>> open_held_out("mnist5k")
         Source('mnist5k', 1000 images)
     """
-    name, _, explicit = source.partition("::")
+    name, explicit = _parse(source)
     if explicit:  # who picks a split by hand gets this split and no other
         return None
     try:
@@ -83,9 +85,20 @@ def open_held_out(
     return Source(source, table, in_chans, limit, max_broken)
 
 
+def _parse(source: str) -> tuple[str, str]:
+    """The source without its split, and the split ("" if none is named)."""
+    name, _, split = source.partition("::")
+    if name.startswith(PREFIX) and not split:  # hf://owner/name:split, as the hub writes it
+        head, _, split = name.removeprefix(PREFIX).partition(":")
+        name = PREFIX + head
+    return name, split
+
+
 def _open(name: str, choose: Choose) -> Table:
     if name in NAMED:
         return NAMED[name](choose)
+    if name.startswith(PREFIX):
+        return open_hub(name.removeprefix(PREFIX), choose)
     path = Path(name).expanduser()
     if path.is_dir():
         return _opener(path)(path, choose)

@@ -51,13 +51,18 @@ def stream(
     with warnings.catch_warnings():
         # Python 3.12 warns of fork beside threads; workers run no thread that the parent had.
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-        yield from DataLoader(
-            _Batches(source, views, key),
-            sampler=addresses,
-            batch_size=None,
-            num_workers=workers,
-            multiprocessing_context=multiprocessing.get_context("fork") if fork else None,
+        # More workers than cores is what the user asked for.
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        batches = iter(
+            DataLoader(
+                _Batches(source, views, key),
+                sampler=addresses,
+                batch_size=None,
+                num_workers=workers,
+                multiprocessing_context=multiprocessing.get_context("fork") if fork else None,
+            )
         )
+    yield from batches
 
 
 class _Batches(Dataset[Crops]):

@@ -103,7 +103,7 @@ def _table(dataset: Any, split: str) -> Table:
 
 def _joined(tables: Sequence[Table]) -> Table:
     records: Any = (
-        np.concatenate([table.records for table in tables])  # type: ignore[misc]
+        np.concatenate([table.records for table in tables])
         if isinstance(tables[0].records, np.ndarray)
         else [table.records[i] for table in tables for i in range(len(table.records))]
     )

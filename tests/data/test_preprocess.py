@@ -1,0 +1,61 @@
+"""The evaluation preprocessing is deterministic, exact and carries no weights."""
+
+import pytest
+import torch
+from PIL import Image
+
+from barlow.data import Preprocess, eval_batches, open_source
+
+
+def test_images_of_the_right_size_are_only_normalised() -> None:
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    preprocess = Preprocess(16, mean=[0.2, 0.3, 0.4], std=[0.5, 0.6, 0.7])
+    mean, std = (torch.tensor(v)[:, None, None] for v in ([0.2, 0.3, 0.4], [0.5, 0.6, 0.7]))
+    assert torch.allclose(preprocess(images), (images / 255 - mean) / std, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(40, 60), (60, 40), (17, 33), (8, 8)])
+def test_the_centre_of_any_image_is_kept(size: tuple[int, int]) -> None:
+    column = torch.linspace(0, 255, size[1]).round().to(torch.uint8)
+    image = column.expand(3, *size)
+    out = Preprocess(16, mean=[0] * 3, std=[1] * 3)(image)
+    assert out.shape == (3, 16, 16)
+    # A ramp keeps its middle value in the middle, whichever side is cut.
+    assert (out.mean() * 255 - 127.5).abs() < 6
+
+
+def test_one_image_a_batch_and_a_pil_image_agree() -> None:
+    image = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8)
+    preprocess = Preprocess(16)
+    one = preprocess(image)
+    assert torch.equal(preprocess(image[None])[0], one)
+    assert torch.equal(preprocess(Image.fromarray(image.permute(1, 2, 0).numpy())), one)
+
+
+def test_its_dictionary_makes_it_again_and_its_state_is_empty() -> None:
+    preprocess = Preprocess(24, in_chans=5)
+    again = Preprocess(**preprocess.to_dict())
+    assert again.to_dict() == preprocess.to_dict()
+    assert (again.mean, again.std) == ((0.5,) * 5, (0.25,) * 5)
+    assert not preprocess.state_dict()
+
+
+def test_wrong_images_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected uint8 \(3, H, W\)"):
+        Preprocess(16)(torch.zeros(1, 16, 16, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="mean has 2 numbers for 3 channels"):
+        Preprocess(16, mean=[0.5, 0.5])
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_evaluation_sees_every_good_image_once_in_order(folder, workers: int) -> None:
+    root = folder([f"{i:02}.png" for i in range(40)], (18, 30))
+    (root / "07.png").write_bytes(b"")
+    source = open_source(str(root))
+    preprocess = Preprocess(16)
+    batches = list(eval_batches(source, preprocess, 8, workers=workers))
+    rows = torch.cat([rows for _, rows in batches]).tolist()
+    assert rows == [i for i in range(40) if i != 7]
+    assert torch.equal(batches[2][0][1], preprocess(source[17]))
+    assert batches[0][0].is_contiguous(memory_format=torch.channels_last)
+    assert source.skipped == [("07.png", "empty")]
