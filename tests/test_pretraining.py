@@ -1,0 +1,208 @@
+import csv
+import dataclasses
+import logging
+
+import pytest
+import timm
+import torch
+import yaml
+
+import barlow
+from barlow.checkpoint import load_checkpoint
+from barlow.errors import TrainingError, UserError
+from barlow.progress import Reporter
+from barlow.run import METRICS, Run
+from barlow.settings import Settings
+
+# Dropout in the encoder, random views and an order that is shuffled: nothing here is easy.
+TINY = {
+    "recipe": "demo",
+    "encoder_args": {
+        "levels": [0, 0, 1, 1, 1, 1],
+        "channels": [4, 4, 8, 8, 8, 16],
+        "drop_rate": 0.1,
+    },
+    "projector": [16, 16],
+    "batch_size": 32,
+    "limit": 128,
+    "validation_limit": 64,
+    "epochs": 3,
+    "log_every": 3,
+    "save_every": 2,
+    "accelerator": "cpu",
+}
+
+
+class StopAt(Reporter):
+    """Ends a training after a step as a crash would: nothing more is written."""
+
+    class Crash(Exception):
+        pass
+
+    def __init__(self, at):
+        self.at = at
+
+    def step(self, step):
+        if step == self.at:
+            raise self.Crash
+
+
+def weights(run):
+    return load_checkpoint(run.last_checkpoint)["model"]
+
+
+def curves(run):
+    rows = run.metrics()
+    return [{k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return barlow.pretrain("mnist5k", tmp_path_factory.mktemp("whole") / "run", **TINY)
+
+
+def test_a_run_holds_what_it_promises(whole):
+    assert (whole.path / "checkpoints" / "last.ckpt").is_file()
+    assert (whole.path / "checkpoints" / "epoch-0002.ckpt").is_file()
+    assert (whole.path / "checkpoints" / "epoch-0003.ckpt").is_file()
+    assert yaml.safe_load(whole.config_file.read_text())["lambd"] == 0.01
+    assert whole.settings() == Settings.of("mnist5k", **TINY)
+    with open(whole.metrics_file) as file:
+        assert csv.DictReader(file).fieldnames == METRICS
+    rows = whole.metrics()
+    assert [r["step"] for r in rows] == [3, 4, 6, 8, 9, 12]
+    assert [r["step"] for r in rows if "val_loss" in r] == [4, 8, 12]
+    assert all(
+        r["loss"] == pytest.approx(r["invariance"] + 0.01 * r["redundancy"], rel=1e-4) for r in rows
+    )
+    assert "epoch 3.00/3" in whole.log_file.read_text()
+
+
+def test_the_encoder_loads_in_plain_timm_and_computes_the_same(whole):
+    ours = whole.encoder()
+    theirs = timm.create_model(
+        f"local-dir:{whole.encoder_folder}", pretrained=True, num_classes=0
+    ).eval()
+    view = torch.randn(4, 1, 32, 32)
+    assert torch.equal(ours(view), theirs(view))
+    assert not ours.training
+    assert ours.preprocess(torch.zeros(1, 28, 28, dtype=torch.uint8)).shape == (1, 32, 32)
+
+
+@pytest.mark.parametrize("stop", [1, 6, 8, 11])
+def test_a_crashed_run_resumed_ends_bit_identical(whole, tmp_path, stop):
+    """Crashed mid-epoch or at an epoch's end, with a checkpoint after every step or none yet."""
+    out = tmp_path / "run"
+    with pytest.raises(StopAt.Crash):
+        barlow.pretrain("mnist5k", out, **TINY, save_minutes=0.0, reporter=StopAt(stop))
+    run = barlow.pretrain("mnist5k", out, **TINY, save_minutes=1000.0)
+    expected, got = weights(whole), weights(run)
+    assert all(torch.equal(expected[k], got[k]) for k in expected)
+    assert curves(run) == curves(whole)
+
+
+def test_a_finished_run_is_left_alone(whole):
+    before = whole.last_checkpoint.stat().st_mtime_ns
+    heard = []
+
+    class Ear(Reporter):
+        def say(self, text):
+            heard.append(text)
+
+    barlow.pretrain("mnist5k", whole.path, **TINY, reporter=Ear())
+    assert whole.last_checkpoint.stat().st_mtime_ns == before
+    assert "finished" in heard[0]
+
+
+def test_other_settings_are_refused_by_name(whole):
+    with pytest.raises(UserError, match=r"lambd was 0\.01, is 0\.5"):
+        barlow.pretrain("mnist5k", whole.path, **TINY | {"lambd": 0.5})
+
+
+def test_more_epochs_go_on_from_the_finished_run(whole, tmp_path):
+    import shutil
+
+    shutil.copytree(whole.path, tmp_path / "run")
+    run = barlow.pretrain("mnist5k", tmp_path / "run", **TINY | {"epochs": 4})
+    assert run.metrics()[-1]["step"] == 16
+    assert run.settings().epochs == 4
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one(whole, tmp_path):
+    # Dropout is drawn by each rank for its own part; everything else is the same everywhere.
+    settings = TINY | {"encoder_args": TINY["encoder_args"] | {"drop_rate": 0.0}}
+    one = barlow.pretrain("mnist5k", tmp_path / "one", **settings)
+    two = barlow.pretrain("mnist5k", tmp_path / "two", **settings, devices=2)
+    expected, got = weights(one), weights(two)
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-3, atol=1e-4)
+    assert two.metrics()[-1]["val_loss"] == pytest.approx(one.metrics()[-1]["val_loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["lars", "sgd"])
+def test_every_optimizer_lowers_the_loss(tmp_path, optimizer):
+    settings = TINY | {"epochs": 10, "save_every": 10, "log_every": 100}
+    run = barlow.pretrain(
+        "mnist5k", tmp_path / "run", **settings | {"optimizer": optimizer, "lr": 0.2}
+    )
+    rows = run.metrics()
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_checkpoint_is_touched(tmp_path):
+    settings = TINY | {"optimizer": "sgd", "lr": 1e30, "lr_bias_norm": 1e30, "warmup_epochs": 0}
+    with pytest.raises(TrainingError, match=r"is (nan|inf) at step \d+.*lower --lr"):
+        barlow.pretrain("mnist5k", tmp_path / "run", **settings)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_bf16_trains(tmp_path):
+    run = barlow.pretrain("mnist5k", tmp_path / "run", **TINY | {"precision": "bf16", "epochs": 1})
+    assert run.metrics()[-1]["loss"] > 0
+
+
+def test_mistakes_are_refused_before_anything_is_written(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(UserError, match="128 images, fewer than one batch of 256"):
+        barlow.pretrain("mnist5k", out, **TINY | {"batch_size": 256})
+    with pytest.raises(UserError, match="unknown encoder 'resnet19'.*resnet18"):
+        barlow.pretrain("mnist5k", out, **TINY | {"encoder": "resnet19", "encoder_args": {}})
+    with pytest.raises(UserError, match="unknown setting 'epoch'.*'epochs'"):
+        barlow.pretrain("mnist5k", out, epoch=3)
+    assert not out.exists()
+    out.mkdir()
+    (out / "precious.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds other files and no run"):
+        barlow.pretrain("mnist5k", out, **TINY)
+    assert (out / "precious.txt").read_text() == "mine"
+
+
+def test_a_full_disk_does_not_end_a_training(tmp_path, monkeypatch, caplog):
+    import barlow.pretraining as loop
+
+    calls = []
+
+    def full_once(path, state):
+        calls.append(path)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        real(path, state)
+
+    real = loop.save_last
+    monkeypatch.setattr(loop, "save_last", full_once)
+    with caplog.at_level(logging.WARNING, "barlow"):
+        run = barlow.pretrain("mnist5k", tmp_path / "run", **TINY)
+    assert "No space left on device" in caplog.text
+    assert load_checkpoint(run.last_checkpoint)["step"] == 12
+
+
+def test_settings_and_options_are_one_list():
+    names = {f.name for f in dataclasses.fields(Settings)}
+    for recipe in ("cifar10", "cifar10-cpu", "cifar10-seed", "demo", "imagenet"):
+        settings = Settings.of("cifar10", recipe=recipe)
+        assert set(settings.to_dict()) == names
+
+
+def test_run_reads_a_path_given_as_text():
+    assert Run("runs/a").log_file.name == "log.txt"
