@@ -1,0 +1,209 @@
+"""Features once: the encoder runs over each image a single time, and the result is kept."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from barlow.checkpoint import write_atomically
+from barlow.data import Preprocess, Source, eval_batches
+from barlow.data.source import Records, Table
+from barlow.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_CACHE_BYTES = 4 * 2**30  # the least recently used features beyond this are removed
+
+
+def features_of(
+    encoder: nn.Module,
+    source: Source,
+    rows: Tensor | None = None,
+    *,
+    batch_size: int = 256,
+    cache: Path | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run the frozen encoder over images, or read what it gave the last time.
+
+    The encoder is in eval mode meanwhile and nothing in it changes, running statistics of batch
+    norm included.
+
+    Args:
+        encoder: `(N, C, H, W) -> (N, F)`, with its `preprocess`.
+        source: the images.
+        rows: which of them, int64; default all.
+        batch_size: images at a time.
+        cache: folder of kept features, or None for no cache. The key is a hash of the weights,
+            the images and the preprocessing.
+
+    Returns:
+        Features `(M, F)` float32 on the CPU and the rows `(M,)` they belong to: those asked for
+        less those that could not be read.
+
+    Raises:
+        UserError: if the encoder has no `preprocess`, or its output is not finite or not `(N, F)`.
+    """
+    if not isinstance(getattr(encoder, "preprocess", None), Preprocess):
+        raise UserError(
+            f"this {type(encoder).__name__} has no preprocess: load it with barlow.load_encoder, "
+            "or set encoder.preprocess = barlow.data.Preprocess(image_size, mean=..., std=...)"
+        )
+    rows = torch.arange(len(source)) if rows is None else rows
+    part = part_of(source, rows)
+    path = None
+    if cache is not None:
+        path = cache / f"{_fingerprint(encoder, part)}.safetensors"
+        if (kept := _read(path)) is not None:
+            return kept[0], rows[kept[1]]
+    x, read = extract(encoder, part, batch_size)
+    if path is not None:
+        _keep(path, x, read)
+    return x, rows[read]
+
+
+def extract(encoder: nn.Module, source: Source, batch_size: int = 256) -> tuple[Tensor, Tensor]:
+    """`features_of` without cache, for all images of a source."""
+    preprocess = encoder.preprocess
+    assert isinstance(preprocess, Preprocess)
+    device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
+    x, read = torch.empty(0), list[Tensor]()
+    was_training = [module for module in encoder.modules() if module.training]
+    encoder.eval()
+    try:
+        for images, rows in eval_batches(source, preprocess, batch_size, device=device):
+            with torch.inference_mode():
+                y = encoder(images).float().cpu()
+            if y.ndim != 2:
+                raise UserError(
+                    f"the encoder gives {tuple(y.shape)} for {len(rows)} images, expected "
+                    "(images, features): create it without a classifier, with pooling"
+                )
+            if not read:  # one array from the start: joining batches would take it twice
+                x = torch.empty(len(source), y.shape[1])
+            start = sum(len(rows) for rows in read)
+            x[start : start + len(rows)] = y
+            read.append(rows)
+    finally:
+        for module in was_training:
+            module.training = True
+    if not read:
+        raise UserError(f"{source.name}: no image could be read")
+    indices = torch.cat(read)
+    x = x[: len(indices)]
+    if not x.isfinite().all():
+        raise UserError(
+            "the encoder's features are not finite: its training diverged, take an earlier "
+            "checkpoint or train with a lower rate"
+        )
+    return x, indices
+
+
+def pixels_of(
+    source: Source, rows: Tensor, preprocess: Preprocess, batch_size: int = 256
+) -> tuple[Tensor, Tensor]:
+    """The baseline that knows nothing: raw pixels, at most 32 by 32, as features.
+
+    Args:
+        source: the images.
+        rows: which of them, int64.
+        preprocess: of the encoder that is compared with.
+        batch_size: images at a time.
+
+    Returns:
+        As `features_of`: `(M, C * S * S)` float32 and `(M,)`.
+    """
+    size = min(32, preprocess.image_size)
+    found = [
+        (nn.functional.adaptive_avg_pool2d(images, size).flatten(1).contiguous(), read)
+        for images, read in eval_batches(part_of(source, rows), preprocess, batch_size)
+    ]
+    return torch.cat([x for x, _ in found]), rows[torch.cat([read for _, read in found])]
+
+
+def part_of(source: Source, rows: Tensor) -> Source:
+    """Some images of a source, as a source without labels."""
+    if len(rows) == len(source) and bool((rows == torch.arange(len(source))).all()):
+        chosen: Records = source.records
+    else:
+        chosen = _Chosen(source.records, rows.tolist())
+    ids = _Chosen(source.ids, rows.tolist())
+    table = Table(chosen, ids, fingerprint=source.fingerprint)  # type: ignore[arg-type]
+    return Source(source.name, table, source.in_chans, len(rows), source.max_broken)
+
+
+def cache_folder() -> Path:
+    """Where features are kept: $BARLOW_CACHE, by default ~/.cache/barlow/features."""
+    return Path(os.environ.get("BARLOW_CACHE") or "~/.cache/barlow/features").expanduser()
+
+
+class _Chosen:
+    def __init__(self, values: Any, rows: Sequence[int]) -> None:
+        self._values, self._rows = values, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._values[self._rows[index]]
+
+
+def _fingerprint(encoder: nn.Module, source: Source) -> str:
+    digest = hashlib.sha256()
+    # The text of the modules: two encoders may share all weights and differ in an activation.
+    digest.update(f"{encoder}\n{encoder.preprocess}".encode())
+    for name, value in encoder.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    digest.update(content_of(source).encode())
+    return digest.hexdigest()[:32]
+
+
+def content_of(source: Source) -> str:
+    """A hash of what the images are: all bytes, or for files their names, sizes and times."""
+    digest = hashlib.sha256(f"{len(source)} {source.in_chans}".encode())
+    for i in range(len(source)):
+        raw = source.records[i]
+        if isinstance(raw, str):
+            stat = os.stat(raw)
+            digest.update(f"{raw} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        elif isinstance(raw, bytes):
+            digest.update(f"{len(raw)}\n".encode() + raw)
+        else:
+            digest.update(f"{raw.dtype} {raw.shape}\n".encode())
+            digest.update(raw.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _read(path: Path) -> tuple[Tensor, Tensor] | None:
+    from safetensors.torch import load_file
+
+    try:
+        kept = load_file(path)
+        os.utime(path)  # recently used
+        return kept["features"], kept["rows"]
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError, KeyError) as error:
+        log.warning("kept features in %s are damaged and made again: %s", path, error)
+        return None
+
+
+def _keep(path: Path, x: Tensor, rows: Tensor) -> None:
+    from safetensors.torch import save
+
+    try:
+        write_atomically(path, lambda f: f.write(save({"features": x, "rows": rows})))
+        files = sorted(path.parent.glob("*.safetensors"), key=lambda p: -p.stat().st_mtime)
+        total = 0
+        for file in files:
+            total += file.stat().st_size
+            if total > _CACHE_BYTES and file != path:
+                file.unlink(missing_ok=True)
+    except OSError as error:  # a full disk must not cost the evaluation
+        log.warning("features are not kept: %s", error)

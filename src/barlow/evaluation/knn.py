@@ -1,0 +1,120 @@
+"""Weighted nearest neighbours: what the representation says before anything is fitted."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from barlow.errors import UserError
+
+# Similarities held at a time: 512 × 65,536 float32 are 128 MiB, large enough for a fast product.
+_QUERIES, _BANK = 512, 65_536
+_GROUP = 32
+
+
+def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Find the k most similar rows of a bank by cosine; exact, in bounded memory.
+
+    Args:
+        queries: `(Q, F)` float32.
+        bank: `(B, F)` float32.
+        k: at most B.
+
+    Returns:
+        Similarities `(Q, k)`, the largest first, and the rows of the bank `(Q, k)` int64.
+
+    Example:
+        >>> bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        >>> nearest(torch.tensor([[2.0, 0.1]]), bank, 2)[1]
+        tensor([[0, 2]])
+    """
+    bank = F.normalize(bank)
+    found = [_nearest_of_chunk(F.normalize(q), bank, k) for q in torch.split(queries, _QUERIES)]
+    return torch.cat([s for s, _ in found]), torch.cat([i for _, i in found])
+
+
+def _nearest_of_chunk(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    best, rows = queries.new_empty(len(queries), 0), queries.new_empty(len(queries), 0).long()
+    for start in range(0, len(bank), _BANK):
+        similarity = queries @ bank[start : start + _BANK].T  # (q, b)
+        top, at = _top(similarity, min(k, similarity.shape[1]))
+        best, rows = torch.cat([best, top], 1), torch.cat([rows, at + start], 1)
+        best, order = best.topk(min(k, best.shape[1]))
+        rows = rows.gather(1, order)
+    return best, rows
+
+
+def _top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`similarity.topk(k)`, faster: the k largest lie in the k groups with the largest maxima."""
+    width = similarity.shape[1] // _GROUP * _GROUP
+    if width < 2 * k * _GROUP:
+        return similarity.topk(k)
+    grouped = similarity[:, :width].reshape(len(similarity), _GROUP, -1)  # (q, 32, groups)
+    groups = grouped.amax(1).topk(k, sorted=False).indices  # (q, k)
+    columns = groups[:, None] + torch.arange(_GROUP, device=groups.device)[:, None] * (
+        width // _GROUP
+    )  # (q, 32, k)
+    rest = torch.arange(width, similarity.shape[1], device=groups.device)
+    columns = torch.cat([columns.flatten(1), rest.expand(len(groups), -1)], 1)
+    top, at = similarity.gather(1, columns).topk(k)
+    return top, columns.gather(1, at)
+
+
+def vote(similarity: Tensor, targets: Tensor, temperature: float, k: int) -> Tensor:
+    """Average the targets of the k nearest, weighted by exp(similarity / temperature).
+
+    Args:
+        similarity: `(Q, K)` float32, the largest first.
+        targets: of the same neighbours: `(Q, K)` int64 classes are counted with `one_hot`
+            beforehand; here `(Q, K, C)` float32.
+        temperature: 0.07 in Wu et al. 2018, 0.1 in later work.
+        k: how many of the K to use.
+
+    Returns:
+        `(Q, C)` float32; for one-hot targets, the share of the vote of each class.
+    """
+    # Less the largest, so that exp does not overflow at small temperatures.
+    weights = ((similarity[:, :k] - similarity[:, :1]) / temperature).softmax(1)  # (Q, k)
+    return torch.einsum("qk,qkc->qc", weights, targets[:, :k])
+
+
+def knn_scores(
+    queries: Tensor,
+    bank: Tensor,
+    targets: Tensor,
+    ks: tuple[int, ...] = (20, 200),
+    temperatures: tuple[float, ...] = (0.07, 0.1),
+) -> dict[tuple[int, float], Tensor]:
+    """Weighted k-NN (Wu et al. 2018, section 3.4) for several k and temperatures in one search.
+
+    Args:
+        queries: `(Q, F)` float32.
+        bank: `(B, F)` float32.
+        targets: of the bank: `(B, C)` float32; one-hot for classes.
+        ks: numbers of neighbours; one larger than the bank takes all of it.
+        temperatures: of the weights.
+
+    Returns:
+        For each (k, temperature) the weighted mean of the neighbours' targets, `(Q, C)`.
+
+    Raises:
+        UserError: if the bank is empty or a k or temperature is not positive.
+
+    Example:
+        >>> bank = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> knn_scores(bank, bank, torch.eye(2), ks=(1,))[1, 0.1]
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
+    if not len(bank):
+        raise UserError("no labelled training image to look among: give more of them")
+    if min(ks) < 1 or min(temperatures) <= 0:
+        raise UserError(f"k is {ks} and temperature {temperatures}: give positive numbers")
+    largest = min(max(ks), len(bank))
+    similarity, rows = nearest(queries, bank, largest)
+    scores: dict[tuple[int, float], list[Tensor]] = {(k, t): [] for k in ks for t in temperatures}
+    # (512, 200, C) at a time: with many classes the neighbours' targets are the largest thing.
+    for s, r in zip(torch.split(similarity, _QUERIES), torch.split(rows, _QUERIES), strict=True):
+        of_neighbours = targets[r]  # (q, K, C)
+        for k, t in scores:
+            scores[k, t].append(vote(s, of_neighbours, t, k))
+    return {setting: torch.cat(parts) for setting, parts in scores.items()}

@@ -1,0 +1,229 @@
+"""A linear classifier on features: multinomial logistic regression, fitted to its optimum."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from barlow.errors import UserError
+from barlow.evaluation.subsets import folds, split
+
+# Penalties that are tried, strongest first: each fit starts from the one before.
+PENALTIES = (1e0, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5)
+# Without a second image of a class there is nothing to hold out: few images want a strong one.
+_PENALTY_UNCHOSEN = 1e-1
+_FEW = 5_000  # up to here five folds, beyond a tenth held out: its error is then below a point
+
+
+@dataclass(frozen=True)
+class Standardise:
+    """Features less their mean, over their deviation, both of the training images.
+
+    Attributes:
+        mean: `(F,)`.
+        scale: `(F,)`, the inverse deviation; 0 for a feature that never changes.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`(N, F)` to `(N, F)`."""
+        return (x - self.mean) * self.scale
+
+
+@dataclass(frozen=True)
+class LinearClassifier:
+    """Scores that are linear in the features.
+
+    Attributes:
+        weight: `(F, C)`.
+        bias: `(C,)`.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Features `(N, F)` to logits `(N, C)`."""
+        return x @ self.weight + self.bias
+
+
+def standardisation(x: Tensor) -> Standardise:
+    """Mean and deviation of training features.
+
+    Features of an encoder differ in scale by orders of magnitude; one penalty and one rate for
+    all of them would otherwise choose among the features by their units.
+
+    Args:
+        x: `(M, F)` float32, of the training images only.
+
+    Returns:
+        What applies to any `(N, F)`.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
+        >>> standardisation(x)(x)
+        tensor([[-1.,  0.],
+                [ 1.,  0.]])
+    """
+    var, mean = torch.var_mean(x, 0, correction=0)
+    deviation = var.sqrt()
+    constant = deviation <= 1e-6 * mean.abs().clamp(min=1e-6)  # nothing but rounding
+    return Standardise(mean, torch.where(constant, 0.0, 1 / deviation))
+
+
+def fold_in(classifier: LinearClassifier, standardise: Standardise) -> LinearClassifier:
+    """The classifier that takes features as the encoder gives them."""
+    weight = classifier.weight * standardise.scale[:, None]
+    return LinearClassifier(weight, classifier.bias - standardise.mean @ weight)
+
+
+def fit_logistic(
+    x: Tensor,
+    y: Tensor,
+    classes: int,
+    penalty: float,
+    start: LinearClassifier | None = None,
+    tolerance: float = 1e-4,
+    max_steps: int = 200,
+) -> LinearClassifier:
+    """Minimise mean cross-entropy + penalty / 2 × sum(weight²) by L-BFGS.
+
+    The same objective as scikit-learn's `LogisticRegression(C=1 / (M * penalty))`. The bias is
+    not penalised.
+
+    Args:
+        x: `(M, F)` float32, centred.
+        y: `(M,)` int64.
+        classes: C; labels lie below it.
+        penalty: positive.
+        start: where to begin, default at zero.
+        tolerance: on the largest entry of the (preconditioned) gradient.
+        max_steps: of L-BFGS.
+
+    Returns:
+        The classifier.
+    """
+    # Features of an encoder are strongly correlated, and gradient methods crawl along their
+    # small eigenvalues. In coordinates v with weight = P v, where P P^T is the inverse of the
+    # Hessian at zero, I/C × covariance + penalty, the problem is nearly round.
+    precondition = _preconditioner(x, classes, penalty)  # (F, F)
+    v = x.new_zeros(x.shape[1] + 1, classes)  # last row: the bias
+    if start is not None:
+        v[:-1] = torch.linalg.solve_triangular(precondition, start.weight, upper=True)
+        v[-1] = start.bias / classes**0.5
+    v.requires_grad_(True)
+    optimiser = torch.optim.LBFGS(
+        [v],
+        max_iter=max_steps,
+        tolerance_grad=tolerance / classes**0.5,
+        tolerance_change=1e-9,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        with torch.no_grad():
+            weight, bias = precondition @ v[:-1], v[-1] * classes**0.5
+            log_p = torch.addmm(bias, x, weight).log_softmax(1)  # (M, C)
+            nll = -log_p.gather(1, y[:, None]).double().mean()
+            residual = log_p.exp_()
+            residual[torch.arange(len(y), device=y.device), y] -= 1
+            residual /= len(y)
+            slope = x.T @ residual + penalty * weight  # (F, C)
+            v.grad = torch.cat([precondition.T @ slope, residual.sum(0)[None] * classes**0.5])
+            return nll + penalty / 2 * weight.double().square().sum()
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    v = v.detach()
+    return LinearClassifier(precondition @ v[:-1], v[-1] * classes**0.5)
+
+
+def _preconditioner(x: Tensor, classes: int, penalty: float) -> Tensor:
+    covariance = (x.T @ x).double() / len(x)
+    hessian = covariance / classes
+    # Rounding of x.T @ x stays below the ridge; a preconditioner need not be exact.
+    hessian.diagonal().add_(max(penalty, 1e-5 * float(hessian.diagonal().mean()), 1e-12))
+    # hessian = L L^T, P = L^-T: upper triangular.
+    lower = torch.linalg.cholesky(hessian)
+    identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+    inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
+    return inverse.T.contiguous().to(x.dtype)
+
+
+def choose_penalty(
+    x: Tensor,
+    y: Tensor,
+    classes: int,
+    penalties: Sequence[float] = PENALTIES,
+    seed: int = 0,
+) -> float:
+    """Choose the penalty by the cross-entropy of training images that are held out.
+
+    Five folds up to 5,000 images, a tenth beyond. Test images are no argument, so that they
+    cannot have a say.
+
+    Args:
+        x: `(M, F)` float32, training features, standardised.
+        y: `(M,)` int64.
+        classes: C.
+        penalties: to try.
+        seed: of the division.
+
+    Returns:
+        One of the penalties; 0.1 if no class has two images.
+    """
+    largest = int(torch.bincount(y).max())
+    if largest < 2:
+        return _PENALTY_UNCHOSEN
+    parts = folds(y, min(5, largest), seed) if len(y) <= _FEW else [split(y, 0.1, seed)]
+    ordered = sorted(penalties, reverse=True)
+    losses = torch.zeros(len(ordered), dtype=torch.double)
+    for fit, held_out in parts:
+        losses += len(held_out) * _path(x, y, classes, ordered, fit, held_out)
+    return ordered[int(losses.argmin())]
+
+
+def _path(
+    x: Tensor, y: Tensor, classes: int, penalties: list[float], fit: Tensor, held_out: Tensor
+) -> Tensor:
+    """Held-out cross-entropy along the penalties; infinite after it rose twice."""
+    losses = torch.full((len(penalties),), torch.inf, dtype=torch.double)
+    classifier = None
+    x_fit, x_held_out = x[fit], x[held_out]
+    centre = x_fit.mean(0)
+    x_fit, x_held_out = x_fit - centre, x_held_out - centre
+    for i, penalty in enumerate(penalties):
+        classifier = fit_logistic(x_fit, y[fit], classes, penalty, classifier, tolerance=1e-3)
+        losses[i] = F.cross_entropy(classifier(x_held_out), y[held_out]).double()
+    return losses
+
+
+def logistic_probe(
+    x: Tensor, y: Tensor, classes: int, penalty: float | None = None, seed: int = 0
+) -> tuple[LinearClassifier, float]:
+    """Multinomial logistic regression with the penalty chosen on held-out training images.
+
+    Args:
+        x: `(M, F)` float32, training features as the encoder gives them.
+        y: `(M,)` int64.
+        classes: C.
+        penalty: skips the choice.
+        seed: of the division for the choice.
+
+    Returns:
+        A classifier for features as the encoder gives them, and the penalty.
+
+    Raises:
+        UserError: if the images are all of one class.
+    """
+    if int((torch.bincount(y) > 0).sum()) < 2:
+        raise UserError("all training labels are of one class: a classifier needs two or more")
+    standardise = standardisation(x)
+    x = standardise(x)
+    if penalty is None:
+        penalty = choose_penalty(x, y, classes, seed=seed)
+    return fold_in(fit_logistic(x, y, classes, penalty), standardise), penalty

@@ -1,0 +1,203 @@
+"""What an evaluation found: numbers, settings, environment and data, as a table and as JSON."""
+
+import base64
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from barlow.checkpoint import write_text
+from barlow.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# Key in the JSON: heading in the table, and how a number is written.
+_COLUMNS = {
+    "images": ("images", "{:.0f}"),
+    "train_loss": ("training loss", "{:.4f}"),
+    "train_top1": ("training top-1", "{:.2%}"),
+    "val_loss": ("validation loss", "{:.4f}"),
+    "val_top1": ("validation top-1", "{:.2%}"),
+    "val_top5": ("validation top-5", "{:.2%}"),
+    "train_map": ("training mAP", "{:.4f}"),
+    "val_map": ("validation mAP", "{:.4f}"),
+    "train_r2": ("training R2", "{:.4f}"),
+    "val_r2": ("validation R2", "{:.4f}"),
+}
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: an encoder, or one setting of it.
+
+    Attributes:
+        name: "with pretraining", "without pretraining", "raw pixels", "supervised weights".
+        values: the numbers, fractions where the table shows percent.
+        spread: standard deviation over seeds, where there were several.
+        chosen: what was chosen on held-out training images, such as the penalty.
+        correct: for each test image, in order, whether it was classified correctly; packed bits
+            in base64 (of the first seed), so that two results can be compared image by image.
+    """
+
+    name: str
+    values: dict[str, float]
+    spread: dict[str, float] = field(default_factory=dict)
+    chosen: dict[str, Any] = field(default_factory=dict)
+    correct: str | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluation found.
+
+    Attributes:
+        protocol: "linear", "knn", "finetune", "health".
+        rows: the table, baselines first.
+        settings: what was asked for.
+        data: names, sizes and fingerprints of training and test images.
+        environment: versions and machine.
+
+    Example:
+        >>> row = Row("with pretraining", {"val_top1": 0.9103})
+        >>> print(Result("linear", (row,)))
+        linear            validation top-1
+        with pretraining            91.03%
+    """
+
+    protocol: str
+    rows: tuple[Row, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Row:
+        """The row of that name."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(f"no row {name!r}; there are {', '.join(row.name for row in self.rows)}")
+
+    def cells(self) -> list[list[str]]:
+        """The table as text: headings, then a line a row."""
+        keys = list(dict.fromkeys(key for row in self.rows for key in row.values))
+        known = [key for key in _COLUMNS if key in keys]
+        keys = known + [key for key in keys if key not in known]
+        lines = [[self.protocol, *(_COLUMNS.get(key, (key,))[0] for key in keys)]]
+        lines += [[row.name, *(_cell(row, key) for key in keys)] for row in self.rows]
+        return lines
+
+    def table(self) -> "Table":
+        """The table for a terminal."""
+        from rich.table import Table
+
+        (corner, *headings), *lines = self.cells()
+        table = Table(caption=self.caption(), caption_justify="left")
+        table.add_column(corner, no_wrap=True)
+        for heading in headings:
+            table.add_column(heading, justify="right")
+        for line in lines:
+            table.add_row(*line)
+        return table
+
+    def caption(self) -> str:
+        """One line on the data."""
+        train, test = self.data.get("train"), self.data.get("test")
+        if not train or not test:
+            return ""
+        return (
+            f"{train['images']} training images of {train['name']}, "
+            f"{test['images']} test images of {test['name']}"
+        )
+
+    def __str__(self) -> str:
+        return text_table(self.cells())
+
+    def to_json(self) -> str:
+        """Everything, as indented JSON."""
+        return json.dumps({"version": _VERSION, **asdict(self)}, indent=2) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write the JSON beside its place, then rename it there."""
+        write_text(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Result":
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: if the file is missing or no result.
+        """
+        try:
+            values = json.loads(Path(path).read_text())
+            rows = tuple(Row(**row) for row in values.pop("rows"))
+            if values.pop("version") != _VERSION:
+                raise UserError(f"{path} is of another version of barlow: evaluate again")
+            return cls(rows=rows, **values)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path} is no result of barlow evaluate: {error}") from error
+
+
+def _cell(row: Row, key: str) -> str:
+    if key not in row.values:
+        return ""
+    written = _COLUMNS.get(key, (key, "{:.4g}"))[1]
+    text = written.format(row.values[key])
+    return f"{text} ± {written.format(row.spread[key])}" if key in row.spread else text
+
+
+def text_table(lines: list[list[str]]) -> str:
+    """Columns of text: the first to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            [
+                line[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)),
+            ]
+        )
+        for line in lines
+    )
+
+
+def pack(correct: Tensor) -> str:
+    """A boolean `(N,)` as text."""
+    return base64.b64encode(np.packbits(correct.numpy()).tobytes()).decode()
+
+
+def unpack(text: str, number: int) -> Tensor:
+    """The inverse of `pack`: a boolean `(number,)`."""
+    bits = np.frombuffer(base64.b64decode(text), np.uint8)
+    return torch.from_numpy(np.unpackbits(bits, count=number).astype(bool))
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for the record."""
+    from barlow import __version__
+
+    return {
+        "barlow": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+
+
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON takes them, without those that were not given."""
+    return {
+        k: v if isinstance(v, int | float) else str(v) for k, v in settings.items() if v is not None
+    }

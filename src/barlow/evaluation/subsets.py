@@ -1,0 +1,119 @@
+"""Which labels may be used: balanced, seeded parts of the labelled images."""
+
+import torch
+from torch import Tensor
+
+from barlow.address import key, permutation
+from barlow.errors import UserError
+
+_SUBSET, _HELD_OUT = 101, 102  # separate streams of random numbers
+
+
+def labels_per_class(y: Tensor, k: int, seed: int = 0) -> Tensor:
+    """Choose k images of every class.
+
+    A larger k with the same seed takes the same images and more, so that curves over k compare.
+
+    Args:
+        y: `(M,)` int64 labels.
+        k: images of each class.
+        seed: which of the choices.
+
+    Returns:
+        Sorted int64 indices into `y`.
+
+    Raises:
+        UserError: if a class has fewer than k images.
+
+    Example:
+        >>> labels_per_class(torch.tensor([0, 1, 0, 1, 1, 0]), 1).shape
+        torch.Size([2])
+    """
+    if k < 1:
+        raise UserError(f"labels per class is {k}: give 1 or more")
+    counts = torch.bincount(y)
+    present = counts.nonzero().flatten()
+    fewest = int(present[counts[present].argmin()])
+    if counts[fewest] < k:
+        raise UserError(
+            f"{k} labels per class asked for, but class {fewest} has only {int(counts[fewest])}: "
+            f"ask for {int(counts[fewest])} or fewer"
+        )
+    return _of_each_class(y, [k if count else 0 for count in counts.tolist()], seed, _SUBSET)
+
+
+def label_fraction(y: Tensor, fraction: float, seed: int = 0) -> Tensor:
+    """Choose the same share of every class, at least one image of each.
+
+    Args:
+        y: `(M,)` int64 labels.
+        fraction: above 0, at most 1; the papers use 0.01 and 0.1.
+        seed: which of the choices.
+
+    Returns:
+        Sorted int64 indices into `y`.
+
+    Raises:
+        UserError: if the fraction is out of range.
+
+    Example:
+        >>> label_fraction(torch.tensor([0, 1, 0, 1, 0, 1, 0, 1]), 0.5).shape
+        torch.Size([4])
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"label fraction is {fraction}: give a number above 0 and at most 1")
+    wanted = [max(1, round(fraction * n)) if n else 0 for n in torch.bincount(y).tolist()]
+    return _of_each_class(y, wanted, seed, _SUBSET)
+
+
+def split(y: Tensor, held_out: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Divide images into two parts with the same share of every class.
+
+    Args:
+        y: `(M,)` int64 labels.
+        held_out: share of the second part; a class with one image stays in the first.
+        seed: which of the divisions.
+
+    Returns:
+        Sorted int64 indices of the first and of the second part.
+    """
+    counts = torch.bincount(y).tolist()
+    wanted = [min(n - 1, max(1, round(held_out * n))) if n > 1 else 0 for n in counts]
+    second = _of_each_class(y, wanted, seed, _HELD_OUT)
+    return _others(second, len(y)), second
+
+
+def folds(y: Tensor, number: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """Divide images `number` times, so that each is in a second part once, classes in balance.
+
+    Args:
+        y: `(M,)` int64 labels.
+        number: of folds.
+        seed: which of the divisions.
+
+    Returns:
+        For each fold the sorted int64 indices of the first and of the second part.
+    """
+    place = torch.empty_like(y)
+    offset = 0  # goes on from class to class, so that the folds are equally large
+    for c in torch.bincount(y).nonzero().flatten().tolist():
+        of_class = (y == c).nonzero().flatten()
+        order = permutation(len(of_class), key(seed, _HELD_OUT, c))
+        place[of_class[order]] = (torch.arange(len(of_class)) + offset) % number
+        offset += len(of_class)
+    parts = [(place == i).nonzero().flatten() for i in range(number)]
+    return [(_others(part, len(y)), part) for part in parts if len(part)]
+
+
+def _of_each_class(y: Tensor, wanted: list[int], seed: int, stream: int) -> Tensor:
+    chosen = []
+    for c, k in enumerate(wanted):
+        of_class = (y == c).nonzero().flatten()
+        chosen.append(of_class[permutation(len(of_class), key(seed, stream, c))[:k]])
+    return torch.cat(chosen).sort().values
+
+
+def _others(indices: Tensor, number: int) -> Tensor:
+    mask = torch.ones(number, dtype=torch.bool)
+    mask[indices] = False
+    return mask.nonzero().flatten()

@@ -1,0 +1,145 @@
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import barlow
+from barlow.data import source as source_room
+from barlow.errors import UserError
+from barlow.evaluation import Result, task
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Train and test as folders of classes."""
+
+    def make(name, classes, images=6):
+        for c, kind in enumerate(classes):
+            folder = tmp_path / name / kind
+            folder.mkdir(parents=True)
+            for i in range(images):
+                pixels = torch.randint(0, 60, (1, 28, 28)) + 60 * c
+                Image.fromarray(pixels[0].to(torch.uint8).numpy()).save(folder / f"{i}.png")
+        return str(tmp_path / name)
+
+    return make
+
+
+def test_the_table_has_both_losses_and_accuracies_without_and_with(encoder):
+    result = barlow.evaluate(
+        encoder, "mnist5k", "mnist5k", limit=500, baseline="random, pixels", epochs=5
+    )
+    assert [row.name for row in result.rows] == [
+        "without pretraining",
+        "raw pixels",
+        "with pretraining",
+    ]
+    for row in result.rows:
+        assert list(row.values) == ["train_loss", "train_top1", "val_loss", "val_top1", "val_top5"]
+    assert result["raw pixels"].values["val_top1"] > 0.7
+    assert "without pretraining" in str(result)
+
+
+def test_it_repeats_itself(encoder):
+    first, second = (
+        barlow.evaluate(
+            encoder, "mnist5k", "mnist5k", limit=500, labels_per_class=5, baseline="random", seed=4
+        )
+        for _ in range(2)
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize("protocol", ["linear", "knn"])
+@pytest.mark.parametrize("epochs", [None, 2])
+def test_labels_of_the_test_change_no_choice(encoder, monkeypatch, protocol, epochs):
+    if protocol == "knn" and epochs:
+        pytest.skip("not trained")
+    honest = barlow.evaluate(
+        encoder, "mnist5k", "mnist5k", protocol, limit=500, epochs=epochs, labels_per_class=20
+    )
+    opened = source_room.Source.__init__
+
+    def shuffled(self, *args, **kwargs):
+        opened(self, *args, **kwargs)
+        if self.ids[0].startswith("test") and self.labels is not None:
+            self.labels = self.labels[torch.randperm(500)]
+
+    monkeypatch.setattr(source_room.Source, "__init__", shuffled)
+    leaky = barlow.evaluate(
+        encoder, "mnist5k", "mnist5k", protocol, limit=500, epochs=epochs, labels_per_class=20
+    )
+    for a, b in zip(honest.rows, leaky.rows, strict=True):
+        assert a.chosen == b.chosen
+        assert {k: v for k, v in a.values.items() if k.startswith("train")} == {
+            k: v for k, v in b.values.items() if k.startswith("train")
+        }
+        assert b.values["val_top1"] < 0.2 < a.values["val_top1"]
+
+
+def test_one_source_without_splits_is_divided(encoder, folders):
+    source = folders("all", ["a", "b"], 10)
+    found = task.open_task(source, source, 1)
+    assert torch.bincount(found.test.y).tolist() == [2, 2]
+    assert not set(found.test.rows.tolist()) & set(found.train.rows.tolist())
+
+
+def test_classes_are_matched_by_name(encoder, folders):
+    train, test = folders("train_images", ["a", "b", "c"]), folders("test_images", ["a", "c"])
+    found = task.open_task(train, test, 1)
+    assert found.test.y.unique().tolist() == [0, 2]
+
+
+def test_a_class_that_training_does_not_have_is_refused(encoder, folders):
+    train, test = folders("train_images", ["a", "b"]), folders("test_images", ["a", "z"])
+    with pytest.raises(UserError, match="class 'z', which the training source does not have"):
+        barlow.evaluate(encoder, train, test)
+
+
+def test_a_source_without_labels_is_refused(encoder, folders):
+    source = folders("all", ["."], 4)
+    with pytest.raises(UserError, match="has no labels: put the images into a folder per class"):
+        barlow.evaluate(encoder, source, source)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels_per_class": 401}, "class '0' of mnist5k has 50: ask for fewer"),
+        ({"labels_per_class": 1, "label_fraction": 0.1}, "both given"),
+        ({"label_fraction": 2.0}, "at most 1"),
+        ({"protocol": "magic"}, "no protocol 'magic': there are linear, knn"),
+        ({"baseline": "magic"}, "no baseline 'magic'"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"protocol": "knn", "epochs": 1}, "knn is not trained"),
+        ({"batch_size": 0}, "batch size is 0"),
+    ],
+)
+def test_mistakes_are_named(encoder, options, message):
+    with pytest.raises(UserError, match=message):
+        barlow.evaluate(encoder, "mnist5k", "mnist5k", limit=500, **options)
+
+
+def test_a_result_survives_its_file(encoder, tmp_path):
+    result = barlow.evaluate(encoder, "mnist5k", "mnist5k", "knn", limit=500, labels_per_class=2)
+    result.save(tmp_path / "a" / "result.json")
+    assert Result.load(tmp_path / "a" / "result.json") == result
+    assert json.loads(result.to_json())["settings"]["labels_per_class"] == 2
+
+
+def test_a_file_that_is_no_result_is_refused(tmp_path):
+    (tmp_path / "x.json").write_text("[]")
+    with pytest.raises(UserError, match="is no result"):
+        Result.load(tmp_path / "x.json")
+
+
+def test_results_of_a_run_are_kept_in_the_run(encoder, tmp_path):
+    from barlow.share import save_encoder
+
+    save_encoder(encoder, tmp_path / "run" / "encoder")
+    (tmp_path / "run" / "config.yaml").write_text("")
+    run = str(tmp_path / "run")
+    result = barlow.evaluate(run, "mnist5k", "mnist5k", "knn", limit=500, labels_per_class=2)
+    (file,) = (tmp_path / "run" / "evaluation").iterdir()
+    assert Result.load(file) == result

@@ -1,0 +1,90 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from barlow.data import open_source
+from barlow.errors import UserError
+from barlow.evaluation import features
+from barlow.evaluation.features import extract, features_of
+
+
+@pytest.fixture(scope="module")
+def source():
+    return open_source("mnist5k", "test", in_chans=1, limit=60)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_the_encoder_is_left_as_it_was(encoder, source, mode):
+    encoder = copy.deepcopy(encoder).train(mode)
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    extract(encoder, source)
+    after = encoder.state_dict()
+    assert "bn1.running_mean" in before
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert all(module.training == mode for module in encoder.modules())
+
+
+def test_features_do_not_depend_on_the_batch(encoder, source):
+    a, _ = extract(encoder, source, 60)
+    b, _ = extract(encoder, source, 7)
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_some_rows_have_the_features_they_have_among_all(encoder, source):
+    everything, _ = extract(encoder, source)
+    rows = torch.tensor([3, 11, 50])
+    some, read = features_of(encoder, source, rows)
+    assert torch.equal(read, rows)
+    torch.testing.assert_close(some, everything[rows], atol=1e-5, rtol=1e-4)
+
+
+def test_the_encoder_runs_once(encoder, source, tmp_path, monkeypatch):
+    first, _ = features_of(encoder, source, cache=tmp_path)
+    monkeypatch.setattr(features, "extract", None)
+    again, rows = features_of(encoder, source, cache=tmp_path)
+    assert torch.equal(first, again)
+    assert torch.equal(rows, torch.arange(60))
+
+
+def test_other_weights_images_or_preprocessing_are_other_features(encoder, source, tmp_path):
+    features_of(encoder, source, cache=tmp_path)
+    other = copy.deepcopy(encoder)
+    with torch.no_grad():
+        other.conv1[0].weight.view(-1)[0] += 1e-3
+    features_of(other, source, cache=tmp_path)
+    features_of(encoder, open_source("mnist5k", "test", in_chans=1, limit=59), cache=tmp_path)
+    differently = copy.deepcopy(encoder)
+    differently.preprocess = type(encoder.preprocess)(28, mean=[0.1], std=[0.3], in_chans=1)
+    features_of(differently, source, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_damaged_cache_is_made_again(encoder, source, tmp_path):
+    x, _ = features_of(encoder, source, cache=tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    again, _ = features_of(encoder, source, cache=tmp_path)
+    assert torch.equal(x, again)
+
+
+def test_the_cache_stays_bounded(encoder, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "_CACHE_BYTES", 6_000)
+    for limit in (10, 20, 30, 40):
+        part = open_source("mnist5k", "test", in_chans=1, limit=limit)
+        features_of(encoder, part, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_encoder_without_preprocessing_is_refused(source):
+    with pytest.raises(UserError, match="has no preprocess"):
+        features_of(nn.Flatten(), source)
+
+
+def test_features_that_are_not_finite_are_refused(encoder, source):
+    broken = nn.Flatten()
+    broken.preprocess = encoder.preprocess
+    broken.register_forward_hook(lambda *_: torch.full((60, 3), torch.nan))
+    with pytest.raises(UserError, match="not finite"):
+        features_of(broken, source)

@@ -1,0 +1,64 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from barlow.errors import UserError
+from barlow.evaluation import knn
+from barlow.evaluation.knn import knn_scores, nearest
+
+
+def test_votes_agree_with_lightly(digits):
+    lightly = pytest.importorskip("lightly.utils.benchmarking")
+    x_train, y_train, x_test, _ = digits
+    scores = knn_scores(x_test, x_train, F.one_hot(y_train, 10).float())
+    bank = F.normalize(x_train).T
+    for (k, t), ours in scores.items():
+        theirs = lightly.knn_predict(F.normalize(x_test), bank, y_train, 10, k, t)
+        assert (ours.argmax(1) == theirs[:, 0]).float().mean() > 0.998  # ties
+
+
+def test_neighbours_agree_with_scikit_learn(digits):
+    from sklearn.neighbors import NearestNeighbors
+
+    x_train, _, x_test, _ = digits
+    theirs = NearestNeighbors(n_neighbors=20, metric="cosine").fit(x_train.double().numpy())
+    distance, _ = theirs.kneighbors(x_test.double().numpy())
+    similarity, _ = nearest(x_test, x_train, 20)
+    torch.testing.assert_close(
+        similarity, 1 - torch.from_numpy(distance).float(), atol=2e-6, rtol=0
+    )
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 700), st.integers(1, 40), st.integers(0, 5))
+def test_chunks_and_groups_find_what_sorting_everything_finds(bank_size, k, seed):
+    generator = torch.Generator().manual_seed(seed)
+    queries = torch.randn(7, 3, generator=generator)
+    bank = torch.randn(bank_size, 3, generator=generator)
+    k = min(k, bank_size)
+    everything = F.normalize(queries) @ F.normalize(bank).T
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(knn, "_QUERIES", 3)
+        patch.setattr(knn, "_BANK", 300)
+        patch.setattr(knn, "_GROUP", 4)
+        similarity, rows = nearest(queries, bank, k)
+    torch.testing.assert_close(similarity, everything.topk(k).values)
+    torch.testing.assert_close(everything.gather(1, rows), similarity)
+
+
+def test_votes_are_shares():
+    scores = knn_scores(torch.randn(5, 4), torch.randn(30, 4), torch.eye(3).repeat(10, 1))
+    for share in scores.values():
+        torch.testing.assert_close(share.sum(1), torch.ones(5))
+
+
+def test_a_small_temperature_does_not_overflow():
+    scores = knn_scores(torch.eye(3), torch.eye(3), torch.eye(3), (3,), (1e-4,))
+    torch.testing.assert_close(scores[3, 1e-4], torch.eye(3))
+
+
+def test_no_neighbours_are_refused():
+    with pytest.raises(UserError, match="no labelled training image"):
+        knn_scores(torch.eye(2), torch.empty(0, 2), torch.empty(0, 2))

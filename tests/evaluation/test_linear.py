@@ -1,0 +1,90 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from barlow.errors import UserError
+from barlow.evaluation.linear import (
+    choose_penalty,
+    fit_logistic,
+    fold_in,
+    logistic_probe,
+    standardisation,
+)
+from barlow.evaluation.sgd import sgd_probe
+
+
+@pytest.mark.parametrize("penalty", [1e-1, 1e-2, 1e-3])
+def test_logistic_regression_agrees_with_scikit_learn(digits, penalty):
+    from sklearn.linear_model import LogisticRegression
+
+    x_train, y_train, x_test, _ = digits
+    standardise = standardisation(x_train)
+    a, b = standardise(x_train), standardise(x_test)
+    theirs = LogisticRegression(C=1 / (len(a) * penalty), tol=1e-6, max_iter=5000)
+    theirs.fit(a.double().numpy(), y_train.numpy())
+    expected = torch.from_numpy(theirs.predict_log_proba(b.double().numpy())).float()
+    ours = fit_logistic(a, y_train, 10, penalty, tolerance=1e-5, max_steps=1000)
+    # 0.01 in log probability: both stop a little before the optimum.
+    torch.testing.assert_close(ours(b).log_softmax(1), expected, atol=1e-2, rtol=1e-3)
+    assert (ours(b).argmax(1) == expected.argmax(1)).float().mean() > 0.998
+
+
+def test_a_fit_from_a_start_ends_where_a_fit_from_zero_ends(digits):
+    x, y, *_ = digits
+    x = standardisation(x)(x)
+    first = fit_logistic(x, y, 10, 1e-1)
+    a = fit_logistic(x, y, 10, 1e-2, first, tolerance=1e-5)
+    b = fit_logistic(x, y, 10, 1e-2, tolerance=1e-5)
+    torch.testing.assert_close(a(x).softmax(1), b(x).softmax(1), atol=2e-3, rtol=0)
+
+
+def test_standardisation_folds_into_the_classifier(digits):
+    x, y, x_test, _ = digits
+    standardise = standardisation(x)
+    classifier = fit_logistic(standardise(x), y, 10, 1e-1)
+    folded = fold_in(classifier, standardise)
+    torch.testing.assert_close(folded(x_test), classifier(standardise(x_test)), atol=1e-3, rtol=0)
+
+
+def test_a_feature_that_never_changes_is_of_no_effect():
+    x = torch.tensor([[1.0, 7.3], [2.0, 7.3], [3.0, 7.3]])
+    assert standardisation(x)(x)[:, 1].tolist() == [0, 0, 0]
+
+
+def test_the_penalty_is_chosen_near_the_best_of_the_grid(digits):
+    x, y, *_ = digits
+    half = torch.arange(len(x)) % 10 < 1
+    x = standardisation(x[half])(x)
+    chosen = choose_penalty(x[half], y[half], 10)
+
+    def loss(penalty):
+        classifier = fit_logistic(x[half], y[half], 10, penalty)
+        return float(F.cross_entropy(classifier(x[~half]), y[~half]))
+
+    assert loss(chosen) < 1.1 * min(loss(p) for p in (1e0, 1e-1, 1e-2, 1e-3, 1e-4))
+
+
+def test_one_label_per_class_is_enough(digits):
+    x, y, *_ = digits
+    one = torch.stack([(y == c).nonzero()[0, 0] for c in range(10)])
+    classifier, _ = logistic_probe(x[one], y[one], 10)
+    assert (classifier(x[one]).argmax(1) == y[one]).all()
+
+
+def test_the_sgd_probe_comes_close_to_the_optimum(digits):
+    x_train, y_train, x_test, y_test = digits
+    exact, _ = logistic_probe(x_train, y_train, 10)
+    by_sgd, _ = sgd_probe(x_train, y_train, 10, epochs=30)
+    accuracy = [(c(x_test).argmax(1) == y_test).float().mean() for c in (exact, by_sgd)]
+    assert abs(accuracy[0] - accuracy[1]) < 0.02
+
+
+def test_the_sgd_probe_repeats_itself(digits):
+    x, y, *_ = digits
+    (a, _), (b, _) = (sgd_probe(x, y, 10, epochs=1, seed=3) for _ in range(2))
+    assert torch.equal(a.weight, b.weight)
+
+
+def test_one_class_is_nothing_to_learn():
+    with pytest.raises(UserError, match="one class"):
+        logistic_probe(torch.randn(4, 2), torch.zeros(4, dtype=torch.long), 1)
