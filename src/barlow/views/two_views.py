@@ -12,7 +12,7 @@ from barlow.views import colour, geometry
 from barlow.views.settings import ViewSettings, view_settings
 
 _CROP, _PIXELS, _NOISE = range(3)  # streams of random numbers, one key each
-_CHUNK = 2**18  # pixels worked on at a time: a plane of floats that stays in a core's cache
+_CHUNK = 2**17  # pixels worked on at a time: a plane of floats that stays in a core's cache
 
 
 class TwoViews(nn.Module):
@@ -181,14 +181,15 @@ class TwoViews(nn.Module):
         factors, hue, order = colour.jitter_parameters(settings, draws[:, 1:9])
         # Sorted by where the hue comes, every colour step below takes one slice of the batch.
         rank = colour.sort_key(order, jittered).argsort(stable=True) if coloured else None
+        x = crops.transpose(0, 1)  # (C, n, S, S), as the batched crop has it in memory
         if rank is not None:
             draws, position = draws[rank], position[rank]
             jittered, factors, hue, order = jittered[rank], factors[rank], hue[rank], order[rank]
-            crops = crops[rank.to(device)]
-        x = crops.float().div_(255) if crops.dtype == torch.uint8 else crops
+            x = x.index_select(1, rank.to(device))
+        x = x.float().div_(255) if x.dtype == torch.uint8 else x
         if settings.turns:
-            x = geometry.turn(x, settings, draws[:, 15:20])
-        planes = x.transpose(0, 1).reshape(c, -1, size * size)  # (C, n, P)
+            x = geometry.turn(x.transpose(0, 1), settings, draws[:, 15:20]).transpose(0, 1)
+        planes = x.reshape(c, -1, size * size)  # (C, n, P)
         if planes.data_ptr() == crops.data_ptr():
             planes = planes.clone()  # everything below works in place
 
@@ -212,8 +213,10 @@ class TwoViews(nn.Module):
             std = between(some, 14, settings.noise_std)
             colour.add_noise(planes, some.to(device), std, noise_key, position[some])
         torch.addcmul(-self.mean / self.std, planes, 1 / self.std, out=planes)
-        finished = planes.permute(1, 2, 0).reshape(-1, size * size * c)  # rows of pixels, (n, PC)
-        if rank is not None:
+        rows = out.permute(0, 2, 3, 1).view(-1, size * size, c)  # channels last in memory
+        if rank is None:
+            rows.copy_(planes.permute(1, 2, 0))
+        else:
             back = torch.empty_like(rank).scatter_(0, rank, torch.arange(len(rank)))
-            finished = finished[back.to(device)]
-        out.permute(0, 2, 3, 1).view(finished.shape).copy_(finished)
+            sorted_rows = planes.permute(1, 2, 0).contiguous()
+            torch.index_select(sorted_rows, 0, back.to(device), out=rows)
