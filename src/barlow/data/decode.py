@@ -11,8 +11,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-# What a source stores for one image: a path, an encoded file, or pixels (H, W) or (H, W, C).
-Raw = str | bytes | np.ndarray[Any, Any]
+# What a source stores for one image: a path, an encoded file, pixels (H, W) or (H, W, C), or
+# what `decode` made of one of these.
+Raw = str | bytes | np.ndarray[Any, Any] | Tensor
 
 MAX_PIXELS = 100_000_000  # a photograph of 10,000 x 10,000; more is taken for a bomb
 EXTENSIONS = (  # as str.endswith takes them
@@ -36,7 +37,9 @@ class Picture:
         self._pixels: Tensor | None = None
         self._image: Image.Image | None = None
         with _reasons():
-            if isinstance(raw, np.ndarray):
+            if isinstance(raw, Tensor):
+                self._pixels = raw
+            elif isinstance(raw, np.ndarray):
                 self._pixels = from_array(raw, in_chans)
             elif _is_npy(raw):
                 self._pixels = from_array(_load_npy(raw), in_chans)

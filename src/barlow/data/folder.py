@@ -106,15 +106,19 @@ def _labels(
         shared = os.path.commonpath([names[0], names[-1]]) if len(names) > 1 else ""
         folder = shared if os.path.isdir(path / shared) else ""
         depth = len(Path(folder).parts)
-    parts = [name.split("/", depth + 1) for name in names]
-    if any(len(part) < depth + 2 for part in parts):
-        return None, None
-    folders = {part[depth] for part in parts}
+    number: dict[str, int] = {}
+    numbers = np.empty(len(names), dtype=np.int64)
+    for i, name in enumerate(names):  # no list of parts: a million names are many
+        parts = name.split("/", depth + 1)
+        if len(parts) < depth + 2:
+            return None, None
+        numbers[i] = number.setdefault(parts[depth], len(number))
+    folders = set(number)
     for split in splits:  # train and test number their classes alike
         folders.update(_folders(path / split))
     classes = sorted(folders)
-    number = {name: i for i, name in enumerate(classes)}
-    return np.array([number[part[depth]] for part in parts], dtype=np.int64), classes
+    place = {name: i for i, name in enumerate(classes)}
+    return np.array([place[name] for name in number], dtype=np.int64)[numbers], classes
 
 
 def _folders(path: Path) -> list[str]:

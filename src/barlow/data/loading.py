@@ -12,6 +12,8 @@ from barlow.data.streaming import stream
 from barlow.errors import UserError
 from barlow.views import TwoViews
 
+_BATCHED_UP_TO = 64  # pixels: smaller images are cropped as a batch, on the device
+
 
 class Loader:
     """Batches of two views, epoch after epoch.
@@ -77,7 +79,15 @@ class Loader:
         self.steps_per_epoch = full if drop_last or not rest else full + 1
         if memory_budget is None:
             memory_budget = memory.default_budget(world_size)
-        self._memory = memory.load(source, memory_budget, views.image_size)
+        self._read = source
+        self._images: Tensor | None = None
+        self._rows: Tensor | None = None
+        if loaded := memory.load(source, memory_budget, views.image_size):
+            images, self._rows = loaded
+            if max(*images.shape[2:], views.image_size) <= _BATCHED_UP_TO:
+                self._images = images
+            else:  # the workers cut, one image after another, what needs no decoding any more
+                self._read = memory.held(source, images)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's slice of both views of every batch from `first_step` on.
@@ -92,15 +102,15 @@ class Loader:
         order = address.permutation(len(self.source), address.key(self.seed, epoch))
         key = address.key(self.seed, epoch, 1)
         positions = self._positions(first_step)
-        if self._memory is not None:
-            images, rows = self._memory
-            order = rows[order]
+        if self._rows is not None:
+            order = self._rows[order]
+        if self._images is not None:
             for position in positions:
-                batch = images[order[position]].to(self.device)
+                batch = self._images[order[position]].to(self.device)
                 yield self.views(batch, key=key, position=position)
         else:
             addresses = ((order[position], position) for position in positions)
-            for crops in stream(self.source, self.views, addresses, key, self.workers):
+            for crops in stream(self._read, self.views, addresses, key, self.workers):
                 for row, reason in crops.broken:
                     self.source.skip(row, reason)
                 view1, view2 = crops.view1.to(self.device), crops.view2.to(self.device)

@@ -1,13 +1,17 @@
 """Images that fit in memory: decoded once, kept as one uint8 tensor."""
 
 import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from itertools import count, islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from barlow.data.decode import BrokenImage, decode
-from barlow.data.source import Source
+from barlow.data.decode import BrokenImage, Raw, decode
+from barlow.data.source import Records, Source
 
 
 def default_budget(world_size: int = 1) -> int:
@@ -33,22 +37,52 @@ def load(source: Source, budget: int, view_size: int) -> tuple[Tensor, Tensor] |
     shape = _common_shape(source, 2 * view_size)
     if shape is None or len(source) * shape.numel() > budget:
         return None
-    if isinstance(source.records, np.ndarray):
+    if isinstance(source.records, np.ndarray) and source.records.ndim == 3:  # (N, H, W), grey
         images = torch.from_numpy(source.records[: len(source)])[:, None]
         return images.expand(-1, source.in_chans, -1, -1), torch.arange(len(source))
     images = torch.empty((len(source), *shape), dtype=torch.uint8)
     good = torch.ones(len(source), dtype=torch.bool)
-    for i, raw in zip(range(len(source)), source.records, strict=False):  # type: ignore[call-overload]
-        try:
-            image = decode(raw, source.in_chans)
-        except BrokenImage as error:
-            source.skip(i, str(error))
+    for i, image in enumerate(_decoded(source, threads=_threads(shape))):
+        if isinstance(image, BrokenImage):
+            source.skip(i, str(image))
             good[i] = False
-            continue
-        if image.shape != shape:
+        elif image.shape != shape:
             return None
-        images[i] = image
+        else:
+            images[i] = image
     return images, next_good(good)
+
+
+def held(source: Source, images: Tensor) -> Source:
+    """The same source, its images taken from a tensor (N, C, H, W) instead of its files."""
+    source = copy(source)
+    source.records = images
+    return source
+
+
+def _decoded(source: Source, threads: int) -> Iterator[Tensor | BrokenImage]:
+    def read(raw: Raw) -> Tensor | BrokenImage:
+        try:
+            return decode(raw, source.in_chans)
+        except BrokenImage as error:
+            return error
+
+    raws = islice(_all(source.records), len(source))
+    if threads == 1:
+        yield from map(read, raws)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        while some := list(islice(raws, 64 * threads)):
+            yield from pool.map(read, some)
+
+
+def _all(records: Records) -> Iterator[Raw]:
+    return iter(records) if isinstance(records, Iterable) else map(records.__getitem__, count())
+
+
+def _threads(shape: torch.Size) -> int:
+    """Decoders let go of Python's lock; the work around a small image does not."""
+    return 1 if shape.numel() <= 3 * 64 * 64 else min(8, os.cpu_count() or 1)
 
 
 def next_good(good: Tensor) -> Tensor:
