@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from barlow.errors import UserError
 
@@ -129,10 +128,59 @@ def cross_correlation(z1: Tensor, z2: Tensor, *, eps: float = 1e-5) -> Tensor:
     _check(z1, z2)
     _check_batch(len(z1))
     with torch.autocast(z1.device.type, enabled=False):
-        (mean1, var1), (mean2, var2) = _statistics(z1), _statistics(z2)
-        a = (_wide(z1) - mean1) * (var1 + eps).rsqrt()  # (N, D)
-        b = (_wide(z2) - mean2) * (var2 + eps).rsqrt()
+        a, b = _batch_norm(z1, eps), _batch_norm(z2, eps)
         return a.T @ b / len(z1)
+
+
+def mixed_barlow_twins_regulariser(
+    z1: Tensor,
+    z2: Tensor,
+    mixed: Tensor,
+    order: Tensor,
+    mix: float,
+    *,
+    lambd: float = 0.0051,
+    eps: float = 1e-5,
+) -> Tensor:
+    """What Mixed Barlow Twins adds to the loss (Bandara et al. 2023), on this process's batch.
+
+    Mixed images should have mixed embeddings: with `M` the normalised embedding of
+    `mix * view1 + (1 - mix) * view2[order]`, the correlations `M^T A` and `M^T B` are pulled to
+    those of `mix * A + (1 - mix) * B[order]`. Never costs more than the loss.
+
+    Args:
+        z1: embeddings of the first views, `(N, D)`.
+        z2: embeddings of the second views, `(N, D)`.
+        mixed: embeddings of the mixed views, `(N, D)`.
+        order: which second view each first view was mixed with, `(N,)`, a permutation.
+        mix: the first view's share, from 0 to 1.
+        lambd: weight; the paper's is its regularisation weight (1 to 5) times the loss's `lambd`.
+        eps: added to each feature's variance. Default 1e-5 (as `nn.BatchNorm1d`).
+
+    Returns:
+        `()`, float32 (float64 for float64 input), differentiable.
+
+    Raises:
+        UserError: if the shapes differ or are not `(N, D)`, or there are fewer than 2 samples.
+
+    Example:
+        >>> z1, z2, mixed = torch.randn(3, 16, 64)
+        >>> float(mixed_barlow_twins_regulariser(z1, z2, mixed, torch.randperm(16), 0.5)) > 0
+        True
+    """
+    _check(z1, z2)
+    _check(z1, mixed)
+    _check_batch(len(z1))
+    n, d = z1.shape
+    with torch.autocast(z1.device.type, enabled=False):
+        a, b, m = (_batch_norm(z, eps) for z in (z1, z2, mixed))
+        # Both differences of correlations share this factor: (M - target)^T A and (...)^T B.
+        residual = m - mix * a - (1 - mix) * b[order]  # (N, D)
+        if n < d:
+            squares = (residual @ residual.T * (a @ a.T + b @ b.T)).sum()
+        else:
+            squares = (residual.T @ torch.cat([a, b], 1)).square().sum()
+        return lambd / 2 * squares / n**2
 
 
 class _Loss(torch.autograd.Function):
@@ -157,11 +205,13 @@ class _Loss(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         sizes, (mean1, inverse1), (mean2, inverse2) = _global_statistics(z1, z2, eps, group)
         n, d = sum(sizes), z1.shape[1]
-        offset = sum(sizes[: dist.get_rank(group)]) if len(sizes) > 1 else 0
-        rows = slice(offset, offset + len(z1))
         # Products of both passes: 4 N^2 D multiply-adds against 3 N D^2.
         samples = form == "samples" or (form == "auto" and 4 * n < 3 * d)
-        every1, every2 = (_gather(z, sizes, group) if samples else z for z in (z1, z2))
+        every1, every2, rows = z1, z2, slice(0, len(z1))
+        if samples and len(sizes) > 1:
+            every1, every2 = _gather(z1, sizes, group), _gather(z2, sizes, group)  # (N, D)
+            first = sum(sizes[: dist.get_rank(group)])
+            rows = slice(first, first + len(z1))
         kept: tuple[Tensor, ...]
 
         if samples:
@@ -171,12 +221,15 @@ class _Loss(torch.autograd.Function):
             for j in _blocks(d, n, every1, len(sizes)):
                 a = _normalise(every1[:, j], mean1[j], inverse1[j])  # (N, block)
                 b = _normalise(every2[:, j], mean2[j], inverse2[j])
-                gram1.addmm_(a[rows], a.T)
-                gram2.addmm_(b[rows], b.T)
+                _add_gram(gram1, a, rows)
+                _add_gram(gram2, b, rows)
                 diagonal[j] = (a * b).sum(0) / n
                 if target:
                     sum1 += a.sum(1, keepdim=True)
                     sum2 += b.sum(1, keepdim=True)
+            if len(sizes) == 1:
+                for gram in (gram1, gram2):
+                    gram.tril_().add_(gram.tril(-1).T)
             squares = _sum_over_ranks((gram1 * gram2).sum() / n**2, sizes, group)
             squares = squares - diagonal.square().sum()  # of C, off the diagonal
             total = (sum1 * sum2).sum() / n - diagonal.sum()
@@ -212,8 +265,13 @@ class _Loss(torch.autograd.Function):
         return loss, invariance, redundancy, diagonal_error, off_diagonal_rms
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            # The matrices are kept as constants: a second derivative would be silently wrong.
+            raise RuntimeError(
+                "BarlowTwinsLoss has no second derivative: take its gradient without "
+                "create_graph, or write the loss with barlow.cross_correlation"
+            )
         lambd, scale, target, sizes, rows, samples, group = ctx.constants
         z1, z2, mean1, inverse1, mean2, inverse2, *kept = ctx.saved_tensors
         n, d = sum(sizes), z1.shape[1]
@@ -250,15 +308,32 @@ class _Loss(torch.autograd.Function):
         return dz1, dz2, None, None, None, None, None, None
 
 
+def _add_gram(gram: Tensor, a: Tensor, rows: slice) -> None:
+    """Add the rows of `a @ a.T`; when all rows are asked for, only their lower triangle."""
+    n = len(a)
+    if len(gram) < n or n < 256:
+        gram.addmm_(a[rows], a.T)
+        return
+    # Four strips are 10/16 of the product: 2.9 ms for 3.8 ms at (256, 8192).
+    for k in range(0, n, -(-n // 4)):
+        end = min(k + -(-n // 4), n)
+        gram[k:end, :end].addmm_(a[k:end], a[:end].T)
+
+
 def _blocks(length: int, width: int, z: Tensor, ranks: int) -> Iterator[slice]:
     """Slices of `length`, so that a block of `width` stays in a processor's cache."""
     elements = 2**18 if z.device.type == "cpu" and ranks == 1 else 2**26
-    step = max(64, elements // width // 64 * 64)
+    # Each block adds to a whole matrix, which thin ones would spend their time on.
+    step = max(512, elements // width // 64 * 64)
     return (slice(k, k + step) for k in range(0, length, step))
 
 
 def _wide(z: Tensor) -> Tensor:
     return z if z.dtype == torch.float64 else z.float()
+
+
+def _batch_norm(z: Tensor, eps: float) -> Tensor:
+    return nn.functional.batch_norm(_wide(z), None, None, training=True, eps=eps)
 
 
 def _normalise(z: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
@@ -267,7 +342,14 @@ def _normalise(z: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
 
 def _statistics(z: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each feature, `(D,)` each."""
-    var, mean = torch.var_mean(_wide(z), 0, correction=0)
+    # In two passes: as exact as torch.var_mean, and eight times as fast on a CPU.
+    n = max(len(z), 1)
+    mean = _wide(z.new_empty(z.shape[1]))
+    var = torch.empty_like(mean)
+    for j in _blocks(z.shape[1], n, z, 1):
+        block = _wide(z[:, j])  # (N, block)
+        mean[j] = block.sum(0) / n
+        var[j] = (block - mean[j]).square_().sum(0) / n
     return mean, var
 
 
@@ -280,7 +362,7 @@ def _global_statistics(
     ranks = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
     if ranks > 1:
         counts = moments.new_full((1, moments.shape[1]), len(z1))
-        mine = torch.cat([moments.nan_to_num(0.0), counts])  # (5, D)
+        mine = torch.cat([moments, counts])  # (5, D)
         every = mine.new_empty(ranks, *mine.shape)
         dist.all_gather(list(every.unbind(0)), mine, group)
         sizes = [int(count) for count in every[:, 4, 0].tolist()]
@@ -297,8 +379,6 @@ def _global_statistics(
 
 def _gather(z: Tensor, sizes: list[int], group: Any) -> Tensor:
     """The samples of all ranks, `(N, D)`."""
-    if len(sizes) == 1:
-        return z
     # Ranks may hold unequally many; a collective wants equal shapes.
     padded = z.new_zeros(max(sizes), z.shape[1])
     padded[: len(z)] = z
@@ -314,7 +394,7 @@ def _sum_over_ranks(x: Tensor, sizes: list[int], group: Any) -> Tensor:
 
 
 def _check(z1: Tensor, z2: Tensor) -> None:
-    if z1.ndim != 2 or z1.shape != z2.shape:
+    if z1.ndim != 2 or z1.shape != z2.shape or z1.shape[1] == 0:
         raise UserError(
             f"embeddings of shapes {tuple(z1.shape)} and {tuple(z2.shape)}: "
             "give two of the same shape (N, D), samples by features"

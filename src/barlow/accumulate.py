@@ -1,0 +1,109 @@
+"""The loss of a large batch in the memory of a small one (GradCache, Gao et al. 2021)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def accumulate(
+    model: nn.Module,
+    wrapped: Callable[..., Tensor],
+    micro_batches: Sequence[tuple[Tensor, Tensor]],
+    *,
+    backward: Callable[[Tensor], Any] = Tensor.backward,
+    no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Tensor:
+    """Add the gradient of the loss of all micro-batches taken together, exactly.
+
+    First the embeddings of all micro-batches, without keeping activations; then the loss of them
+    all and its slope at each embedding; then each micro-batch again, with the same randomness,
+    back from its slopes. An encoder's batch norm sees one micro-batch at a time, as it sees one
+    device's batch without synchronisation, and updates its running statistics once.
+
+    Args:
+        model: has `embed(view)`, `(n, C, H, W) -> (n, D)`, and `criterion(z1, z2) -> ()`.
+        wrapped: the model itself, or DDP's or Fabric's wrapper of it. `wrapped(view1, view2)` is
+            the loss, `wrapped(view1, view2, slope1, slope2)` is
+            `(slope1 * z1).sum() + (slope2 * z2).sum()`.
+        micro_batches: pairs of views, each `(n, C, H, W)`; read twice, once in each pass.
+        backward: back-propagates a loss. Default `Tensor.backward`; Fabric's scales it.
+        no_sync: within it, the wrapper leaves gradients on their rank; the last micro-batch
+            brings all of them together. Default does nothing: one process.
+        autocast: the precision of `wrapped`. Default does nothing.
+
+    Returns:
+        The loss, `()`, detached; its terms are in `model.criterion.terms`.
+
+    Example:
+        >>> import barlow
+        >>> model = barlow.BarlowTwins(barlow.create_encoder("resnet18", image_size=32), (16, 16))
+        >>> views = torch.randn(1, 2, 4, 3, 32, 32)
+        >>> accumulate(model, model, [(view1, view2) for view1, view2 in views]).shape
+        torch.Size([])
+    """
+    if len(micro_batches) == 1:
+        loss = wrapped(*micro_batches[0])
+        backward(loss)
+        return loss.detach()
+
+    states, embeddings = [], []
+    with torch.no_grad(), autocast(), _running_statistics_kept(model):
+        for view1, view2 in micro_batches:
+            states.append(_random_state(view1.device))
+            # The order of the second pass, so that each view meets the same random numbers.
+            embeddings.append((model.embed(view1), model.embed(view2)))  # type: ignore[operator]
+
+    loss, slopes = _slopes(model.criterion, embeddings)  # type: ignore[arg-type]
+    del embeddings
+
+    last = len(micro_batches) - 1
+    for k, (view1, view2) in enumerate(micro_batches):
+        _set_random_state(view1.device, states[k])
+        with nullcontext() if k == last else no_sync():
+            backward(wrapped(view1, view2, *slopes[k]))
+    return loss
+
+
+def _slopes(
+    criterion: Callable[[Tensor, Tensor], Tensor], embeddings: list[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """The loss of all embeddings together, and its gradient at each."""
+    z1, z2 = (torch.cat(z) for z in zip(*embeddings, strict=True))  # (N, D)
+    if z1.dtype != torch.float64:
+        # Slopes are small numbers: float16 would lose some of them.
+        z1, z2 = z1.float(), z2.float()
+    loss = criterion(z1.requires_grad_(), z2.requires_grad_())
+    slope1, slope2 = torch.autograd.grad(loss, (z1, z2))
+    sizes = [len(z) for z, _ in embeddings]
+    pairs = zip(torch.split(slope1, sizes), torch.split(slope2, sizes), strict=True)
+    return loss.detach(), list(pairs)
+
+
+@contextmanager
+def _running_statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Within it, batch norm in training uses its batch's statistics and remembers none."""
+    norms = [m for m in model.modules() if getattr(m, "track_running_stats", False) and m.training]
+    for norm in norms:
+        norm.track_running_stats = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True  # type: ignore[assignment]
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    if device.type != "cpu":
+        states.append(torch.get_device_module(device).get_rng_state())
+    return states
+
+
+def _set_random_state(device: torch.device, states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(states[1])
