@@ -131,8 +131,9 @@ def _weights(start: Tensor, length: Tensor, flipped: Tensor, source: int, size: 
     out = torch.where(flipped[:, None] != 0, size - 1 - out, out)  # (N, size)
     centre = (out + 0.5) * factor + (start[:, None] - 0.5)  # in pixels of the source
     pixel = torch.arange(source, device=device, dtype=torch.float32)
-    support = factor.clamp(min=1)[:, :, None]
-    weights = (pixel - centre[:, :, None]).abs_().div_(support).neg_().add_(1).clamp_(min=0)
+    narrow = 1 / factor.clamp(min=1)[:, :, None]
+    distance = torch.addcmul(-centre[:, :, None] * narrow, pixel, narrow).abs_()
+    weights = torch.rsub(distance, 1).clamp_(min=0)  # (N, size, source)
     inside = (pixel >= start[:, None]) & (pixel < (start + length)[:, None])  # (N, source)
     weights *= inside[:, None]
     return weights.div_(weights.sum(2, keepdim=True))

@@ -12,7 +12,7 @@ from barlow.views import colour, geometry
 from barlow.views.settings import ViewSettings, view_settings
 
 _CROP, _PIXELS, _NOISE = range(3)  # streams of random numbers, one key each
-_CHUNK = 2**17  # pixels worked on at a time: a plane of floats that stays in a core's cache
+_CHUNK = 2**17  # pixels a thread works on at a time: their planes of floats stay in its cache
 
 
 class TwoViews(nn.Module):
@@ -157,7 +157,9 @@ class TwoViews(nn.Module):
         out = torch.empty(crops.shape, device=crops.device, memory_format=torch.channels_last)
         draws = address.uniform(address.key(key, view, _PIXELS), position, 20)
         noise_key = address.key(key, view, _NOISE)
-        step = max(1, _CHUNK // size**2) if crops.device.type == "cpu" else n
+        step = n
+        if crops.device.type == "cpu":
+            step = max(1, _CHUNK * torch.get_num_threads() // size**2)
         for part in (slice(i, i + step) for i in range(0, n, step)):
             self._finish_part(
                 settings, crops[part], draws[part], noise_key, position[part], out[part]
