@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import sys
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -243,7 +244,11 @@ def _options(target: Callable[..., Any]) -> list[_Option]:
             field = target.__dataclass_fields__[name]  # type: ignore[attr-defined]
             if field.default_factory is not dataclasses.MISSING:
                 default = field.default_factory()
-        options.append(_Option(name, hints[name], default, " ".join(texts.get(name, "").split())))
+        # Where a path or an object will do for a text, the command line gives the text.
+        kind = hints[name]
+        if isinstance(kind, types.UnionType) and str in typing.get_args(kind):
+            kind = str if default is not None else str | None
+        options.append(_Option(name, kind, default, " ".join(texts.get(name, "").split())))
     return options
 
 
