@@ -1,0 +1,176 @@
+"""A classifier that outlives its evaluation: saved, loaded, and put to use on other images."""
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from barlow.checkpoint import write_atomically, write_text
+from barlow.data import Preprocess, Source, eval_batches, open_source
+from barlow.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_VERSION = 1
+
+
+class Classifier(nn.Module):
+    """An encoder and a linear layer on its representation.
+
+    Args:
+        encoder: `(N, C, H, W) -> (N, F)`, with `num_features` and `preprocess`.
+        classes: their names.
+
+    Example:
+        >>> import barlow
+        >>> encoder = barlow.create_encoder("resnet18", image_size=32)
+        >>> Classifier(encoder, ["cat", "dog"])(torch.zeros(4, 3, 32, 32)).shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(self, encoder: nn.Module, classes: list[str]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.classes = classes
+        features = encoder.num_features
+        assert isinstance(features, int)
+        self.head = nn.Linear(features, len(classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Preprocessed images `(N, C, H, W)` to logits `(N, classes)`."""
+        scores: Tensor = self.head(self.encoder(images))
+        return scores
+
+
+def save_classifier(classifier: Classifier, folder: str | Path) -> None:
+    """Write a classifier as a folder: `encoder/`, which timm loads, and the layer on top of it.
+
+    Args:
+        classifier: its encoder made by `create_encoder` or `load_encoder`.
+        folder: made if need be.
+
+    Raises:
+        UserError: if the folder holds something else already.
+    """
+    from safetensors.torch import save
+
+    from barlow.share import save_encoder
+
+    folder = Path(folder)
+    refuse_other(folder)
+    save_encoder(classifier.encoder, folder / "encoder")
+    head = {k: v.detach().cpu().contiguous() for k, v in classifier.head.state_dict().items()}
+    write_atomically(folder / "head.safetensors", lambda f: f.write(save(head)))
+    # Last, so that a folder with this file is whole.
+    told = {
+        "version": _VERSION,
+        "classes": classifier.classes,
+        "preprocess": preprocess_of(classifier).to_dict(),
+    }
+    write_text(folder / "classifier.json", json.dumps(told, indent=2) + "\n")
+
+
+def refuse_other(folder: Path) -> None:
+    """Raise a UserError if a folder holds anything but a classifier."""
+    if not folder.exists() or (folder / "classifier.json").exists():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise UserError(f"{folder} holds something other than a classifier: give a new folder")
+
+
+def load_classifier(folder: str | Path) -> Classifier:
+    """Load what `save_classifier` wrote, in eval mode; nothing in it is executed.
+
+    Raises:
+        UserError: if there is no whole classifier.
+    """
+    from safetensors.torch import load_file
+
+    from barlow.share import load_encoder
+
+    folder = Path(folder)
+    if not (folder / "classifier.json").exists():
+        raise UserError(
+            f"no classifier in {folder}: make one with `barlow finetune ENCODER --out {folder}`"
+        )
+    try:
+        told = json.loads((folder / "classifier.json").read_text())
+        if told["version"] != _VERSION:
+            raise UserError(f"{folder} is of another version of barlow: fine-tune again")
+        classifier = Classifier(load_encoder(folder / "encoder"), list(told["classes"]))
+        classifier.encoder.preprocess = Preprocess(**told["preprocess"])
+        classifier.head.load_state_dict(load_file(folder / "head.safetensors"))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"the classifier in {folder} is damaged: {error}") from error
+    return classifier.eval()
+
+
+def predict(
+    model: str, source: str, out: str, *, batch_size: int = 256, limit: int | None = None
+) -> int:
+    """Classify images with a saved classifier and write the predictions as a table.
+
+    Args:
+        model: folder of a classifier, as `finetune` saves it.
+        source: images, labelled or not; `::split` at its end picks one split.
+        out: CSV file to write: id, class and probability of each image.
+        batch_size: images at a time.
+        limit: only the first so many images.
+
+    Returns:
+        The number of images written; those that cannot be read are left out and logged.
+
+    Raises:
+        UserError: if there is no classifier, no source, or `out` is no CSV file.
+    """
+    if Path(out).suffix.lower() != ".csv":
+        raise UserError(f"predictions are written as CSV: name the file {Path(out).stem}.csv")
+    classifier = load_classifier(model)
+    images = open_source(source, in_chans=preprocess_of(classifier).in_chans, limit=limit)
+    written = 0
+
+    def write(file: IO[bytes]) -> None:
+        nonlocal written
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["id", "class", "probability"])
+        for scores, rows in scores_of(classifier, images, batch_size):
+            probability, at = scores.softmax(1).max(1)  # (B,), (B,)
+            for row, p, c in zip(rows.tolist(), probability.tolist(), at.tolist(), strict=True):
+                table.writerow([images.ids[row], classifier.classes[c], f"{p:.4f}"])
+            written += len(rows)
+        text.flush()
+        text.detach()  # the file is not ours to close
+
+    write_atomically(Path(out), write)
+    for name, reason in images.skipped:
+        log.warning("%s is left out: %s", name, reason)
+    return written
+
+
+def scores_of(
+    classifier: Classifier, source: Source, batch_size: int = 256
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits `(B, classes)` on the CPU and the rows `(B,)` they belong to, batch after batch."""
+    classifier.eval()
+    device = classifier.head.weight.device
+    preprocess = preprocess_of(classifier)
+    for images, rows in eval_batches(source, preprocess, batch_size, device=device):
+        with torch.inference_mode():
+            yield classifier(images).float().cpu(), rows
+
+
+def preprocess_of(classifier: Classifier) -> Preprocess:
+    """What images go through before the classifier."""
+    preprocess = classifier.encoder.preprocess
+    assert isinstance(preprocess, Preprocess)
+    return preprocess

@@ -1,0 +1,226 @@
+"""Fine-tuning: what the whole network reaches with the labels there are."""
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from barlow.errors import TrainingError, UserError
+from barlow.evaluation.classifier import Classifier, refuse_other, save_classifier, scores_of
+from barlow.evaluation.features import part_of
+from barlow.evaluation.metrics import classification, right
+from barlow.evaluation.protocols import WITH, WITHOUT, _data, save_in_run
+from barlow.evaluation.result import Result, Row, environment, pack, plain
+from barlow.evaluation.subsets import split
+from barlow.evaluation.task import Part, Task, few_labels, open_task
+from barlow.evaluation.tuning import tune
+
+RATES = (3e-4, 1e-3, 3e-3)  # of AdamW, chosen among on held-out training images
+_STEPS = 400  # few labels still take so many steps, unless the epochs are given
+_EPOCHS = 20  # Zbontar et al. 2021, section 3.2
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What one training has in common with the others of its row."""
+
+    epochs: int
+    batch_size: int
+    views: str
+    classes: list[str]
+
+
+def finetune(
+    encoder: str | nn.Module,
+    train: str,
+    test: str | None = None,
+    *,
+    epochs: int | None = None,
+    label_fraction: float | None = None,
+    labels_per_class: int | None = None,
+    baseline: Literal["random"] | None = None,
+    seeds: int = 3,
+    seed: int = 0,
+    rate: float | None = None,
+    views: str | None = None,
+    batch_size: int = 64,
+    limit: int | None = None,
+    out: str | None = None,
+) -> Result:
+    """Train the whole network on labelled images, several times, and measure it.
+
+    Args:
+        encoder: a run, a checkpoint, a timm folder, or a module with its `preprocess`.
+        train: source of the labelled training images (its training split).
+        test: source of the test images, which have no say in any choice; default the same source.
+        epochs: passes over the labelled images; by default 20 (Zbontar et al. 2021), and with few
+            labels as many as make 400 steps.
+        label_fraction: use this share of the training labels, of each class alike.
+        labels_per_class: use this many training labels of each class.
+        baseline: "random" adds the same architecture trained from scratch in the same way.
+        seeds: how many trainings, each with other labels (where a part of them is used), order
+            and crops; the table has mean and standard deviation.
+        seed: the first of the seeds.
+        rate: of AdamW; by default chosen on held-out training images, for each row its own.
+        views: preset of the crops and flips; by default the one the run was pretrained with.
+        batch_size: images a step.
+        limit: use only the first so many images of each source.
+        out: folder to save the classifier of the first seed in, for `predict`.
+
+    Returns:
+        The result; for an encoder from a run it is also saved in `RUN/evaluation/`.
+
+    Raises:
+        UserError: if the sources have no labels or other classes, or an option is out of range.
+        TrainingError: if a training diverges at a given rate.
+    """
+    settings = {k: v for k, v in locals().items() if k not in ("encoder", "train", "test", "out")}
+    _check(epochs, seeds, rate, batch_size, baseline)
+    if out is not None:
+        refuse_other(Path(out))
+    module = _load(encoder)
+    test = train if test is None else test
+    in_chans = int(getattr(getattr(module, "preprocess", None), "in_chans", 3))
+    task = open_task(train, test, in_chans, limit)
+    parts = [
+        few_labels(task.train, label_fraction, labels_per_class, task.classes, seed + i)
+        for i in range(seeds)
+    ]
+    if epochs is None:
+        steps = -(-len(parts[0].rows) // batch_size)
+        epochs = max(_EPOCHS, -(-_STEPS // steps))
+    training = _Training(epochs, batch_size, views or _views_of(encoder), task.classes)
+    rows = []
+    for name in [WITHOUT, WITH] if baseline else [WITH]:
+        row, classifier = _row(name, module, parts, task.test, training, rate, seed)
+        rows.append(row)
+    if out is not None:  # the last row is the one with pretraining
+        save_classifier(classifier, out)
+    known = type(encoder).__name__ if isinstance(encoder, nn.Module) else str(encoder)
+    told = {"encoder": known, "train": train, "test": test, **settings}
+    told |= {"epochs": epochs, "views": training.views}
+    first = Task(parts[0], task.test, task.classes)
+    result = Result("finetune", tuple(rows), plain(told), _data(first), environment())
+    save_in_run(result, encoder)
+    return result
+
+
+def _row(
+    name: str,
+    encoder: nn.Module,
+    parts: list[Part],
+    test: Part,
+    training: _Training,
+    rate: float | None,
+    seed: int,
+) -> tuple[Row, Classifier]:
+    """One line of the table, and the classifier of its first seed."""
+    from barlow.encoders import fresh_copy
+
+    found: list[dict[str, float]] = []
+    kept: tuple[Classifier, Tensor] | None = None
+    for i, part in enumerate(parts):
+        start = encoder if name == WITH else fresh_copy(encoder, seed + i)
+        if rate is None:  # once a row: the labels of another seed want no other rate
+            rate = choose_rate(start, part, training, seed)
+        classifier = _tuned(start, part, training, rate, seed + i)
+        values, correct = _measure(classifier, part, test, training.batch_size)
+        found.append(values)
+        if kept is None:
+            kept = classifier, correct
+    assert kept is not None
+    columns = {key: [values[key] for values in found] for key in found[0]}
+    spread = {k: statistics.stdev(v) for k, v in columns.items()} if len(found) > 1 else {}
+    mean = {k: statistics.fmean(v) for k, v in columns.items()}
+    chosen = {"rate": rate, "seeds": len(found)}
+    return Row(name, mean, spread, chosen, pack(kept[1])), kept[0]
+
+
+def choose_rate(encoder: nn.Module, part: Part, training: _Training, seed: int) -> float:
+    """The rate with the most held-out training images right; of equals the lower loss.
+
+    A fifth of the training images is held out; where no class has two, the middle rate is taken.
+    """
+    fit, held_out = split(part.y, 0.2, seed)
+    if not len(held_out):
+        return RATES[len(RATES) // 2]
+    scored = []
+    for rate in RATES:
+        try:
+            classifier = _tuned(encoder, part.take(fit), training, rate, seed)
+        except TrainingError:  # too high a rate is a bad choice, not the end
+            continue
+        values, _ = _measure(classifier, None, part.take(held_out), training.batch_size)
+        scored.append((-values["val_top1"], values["val_loss"], rate))
+    if not scored:
+        raise TrainingError(f"fine-tuning diverged at every rate of {RATES}: give a lower one")
+    return min(scored)[2]
+
+
+def _tuned(
+    encoder: nn.Module, part: Part, training: _Training, rate: float, seed: int
+) -> Classifier:
+    return tune(
+        encoder,
+        part,
+        training.classes,
+        rate=rate,
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        seed=seed,
+        views=training.views,
+    )
+
+
+def _measure(
+    classifier: Classifier, train: Part | None, test: Part, batch_size: int
+) -> tuple[dict[str, float], Tensor]:
+    values: dict[str, float] = {}
+    if train is not None:
+        scores, y = _scores(classifier, train, batch_size)
+        values |= classification(scores, y, "train")
+    scores, y = _scores(classifier, test, batch_size)
+    return values | classification(scores, y, "val"), right(scores, y)
+
+
+def _scores(classifier: Classifier, part: Part, batch_size: int) -> tuple[Tensor, Tensor]:
+    found = list(scores_of(classifier, part_of(part.source, part.rows), batch_size))
+    rows = part.rows[torch.cat([r for _, r in found])]
+    return torch.cat([s for s, _ in found]), part.known(rows)
+
+
+def _views_of(encoder: str | nn.Module) -> str:
+    """The preset a run was pretrained with: whether a mirrored image is the same is known there."""
+    file = Path(encoder) / "config.yaml" if isinstance(encoder, str) else None
+    if file is None or not file.exists():
+        return "small"
+    import yaml
+
+    settings = yaml.safe_load(file.read_text()) or {}
+    return str(settings.get("views", "small"))
+
+
+def _load(encoder: str | nn.Module) -> nn.Module:
+    if isinstance(encoder, nn.Module):
+        return encoder
+    from barlow.share import load_encoder
+
+    return load_encoder(encoder)
+
+
+def _check(
+    epochs: int | None, seeds: int, rate: float | None, batch_size: int, baseline: str | None
+) -> None:
+    if epochs is not None and epochs < 1:
+        raise UserError(f"epochs is {epochs}: give 1 or more")
+    if seeds < 1:
+        raise UserError(f"seeds is {seeds}: give 1 or more, 3 to see a spread")
+    if rate is not None and rate <= 0:
+        raise UserError(f"rate is {rate}: give a number above 0, or none to have it chosen")
+    if batch_size < 2:
+        raise UserError(f"batch size is {batch_size}: batch norm needs 2 or more")
+    if baseline not in (None, "random"):
+        raise UserError(f"no baseline {baseline!r} for fine-tuning: there is random")

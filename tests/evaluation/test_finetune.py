@@ -1,0 +1,154 @@
+import csv
+
+import pytest
+import torch
+
+import barlow
+from barlow.data import eval_batches, open_source
+from barlow.data import source as source_room
+from barlow.errors import TrainingError, UserError
+from barlow.evaluation.classifier import load_classifier, predict
+from barlow.evaluation.finetune import finetune
+from barlow.evaluation.result import unpack
+from barlow.evaluation.task import open_task
+from barlow.evaluation.tuning import tune
+
+QUICK = {"limit": 300, "labels_per_class": 8, "epochs": 3, "rate": 1e-3, "views": "digits"}
+
+
+@pytest.fixture(scope="module")
+def tuned(encoder, tmp_path_factory):
+    """A fine-tuning with two seeds and the random baseline: its result, where it was saved."""
+    out = str(tmp_path_factory.mktemp("tuned") / "model")
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    result = finetune(encoder, "mnist5k", seeds=2, baseline="random", out=out, **QUICK)
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    return result, out
+
+
+def test_the_table_has_mean_and_spread_without_and_with_pretraining(tuned):
+    result, _ = tuned
+    assert [row.name for row in result.rows] == ["without pretraining", "with pretraining"]
+    for row in result.rows:
+        assert row.chosen == {"rate": 1e-3, "seeds": 2}
+        assert set(row.spread) == set(row.values)
+        assert row.spread["val_top1"] > 0
+    assert " ± " in str(result)
+    assert result.data["train"]["images"] == 80
+
+
+def test_it_repeats_itself(encoder, tuned):
+    again = finetune(encoder, "mnist5k", seeds=2, baseline="random", **QUICK)
+    assert again.rows == tuned[0].rows
+
+
+def test_the_saved_classifier_is_the_one_that_was_measured(tuned):
+    result, out = tuned
+    classifier = load_classifier(out)
+    digits = open_source("mnist5k", "test", in_chans=1, limit=300)
+    with torch.inference_mode():
+        scores = torch.cat(
+            [classifier(x) for x, _ in eval_batches(digits, classifier.encoder.preprocess, 64)]
+        )
+    correct = unpack(result["with pretraining"].correct, 300)
+    # The stem is stored for timm and computed back, so a tie may fall the other way.
+    assert ((scores.argmax(1) == digits.labels) == correct).float().mean() > 0.99
+
+
+def test_predictions_are_a_table_of_id_class_and_probability(tuned, tmp_path):
+    _, out = tuned
+    assert predict(out, "mnist5k::test", str(tmp_path / "p.csv"), limit=50) == 50
+    with open(tmp_path / "p.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    digits = open_source("mnist5k", "test", in_chans=1, limit=50)
+    assert [row["id"] for row in rows] == list(digits.ids)
+    classifier = load_classifier(out)
+    images, _ = next(eval_batches(digits, classifier.encoder.preprocess, 50))
+    with torch.inference_mode():
+        p, at = classifier(images).softmax(1).max(1)
+    assert [row["class"] for row in rows] == [str(c) for c in at.tolist()]
+    assert [float(row["probability"]) for row in rows] == pytest.approx(p.tolist(), abs=1e-4)
+
+
+def test_training_the_encoder_fits_what_a_frozen_one_cannot(encoder):
+    frozen = barlow.evaluate(encoder, "mnist5k", "mnist5k", limit=400)["with pretraining"]
+    result = finetune(encoder, "mnist5k", seeds=1, limit=400, epochs=15, rate=3e-3, views="digits")
+    row = result["with pretraining"]
+    assert not row.spread
+    assert row.values["val_top1"] > frozen.values["val_top1"] + 0.02
+
+
+def test_labels_of_the_test_change_no_choice_and_no_weight(encoder, monkeypatch, tmp_path):
+    options = {**QUICK, "rate": None, "epochs": 1, "seeds": 1}
+    honest = finetune(encoder, "mnist5k", out=str(tmp_path / "a"), **options)
+    opened = source_room.Source.__init__
+
+    def shuffled(self, *args, **kwargs):
+        opened(self, *args, **kwargs)
+        if self.ids[0].startswith("test") and self.labels is not None:
+            self.labels = self.labels[torch.randperm(len(self))]
+
+    monkeypatch.setattr(source_room.Source, "__init__", shuffled)
+    leaky = finetune(encoder, "mnist5k", out=str(tmp_path / "b"), **options)
+    assert honest.rows[0].chosen == leaky.rows[0].chosen
+    assert honest.rows[0].values["val_loss"] != leaky.rows[0].values["val_loss"]
+    for file in ("head.safetensors", "encoder/model.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_images_of_several_sizes_are_tuned_on(encoder, tmp_path):
+    from PIL import Image
+
+    torch.manual_seed(0)
+    for c, kind in enumerate("ab"):
+        (tmp_path / kind).mkdir()
+        for i in range(5):
+            pixels = torch.randint(0, 60, (28 + i, 40 - i)) + 150 * c
+            Image.fromarray(pixels.to(torch.uint8).numpy()).save(tmp_path / kind / f"{i}.png")
+    task = open_task(str(tmp_path), str(tmp_path), 1)
+    classifier = tune(
+        encoder, task.train, task.classes, rate=1e-3, epochs=2, batch_size=3, seed=0, views="small"
+    )
+    assert not classifier.training
+
+
+def test_a_rate_that_diverges_is_said(encoder):
+    with pytest.raises(TrainingError, match=r"diverged in epoch .* give a lower rate"):
+        finetune(encoder, "mnist5k", **{**QUICK, "rate": 1e30})
+
+
+def test_a_rate_that_diverges_is_not_chosen(encoder, monkeypatch):
+    monkeypatch.setattr("barlow.evaluation.finetune.RATES", (1e-3, 1e30))
+    result = finetune(encoder, "mnist5k", **{**QUICK, "rate": None, "epochs": 1, "seeds": 1})
+    assert result.rows[0].chosen["rate"] == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0"),
+        ({"seeds": 0}, "seeds is 0"),
+        ({"rate": -1.0}, "rate is -1"),
+        ({"batch_size": 1}, "batch size is 1"),
+        ({"baseline": "pixels"}, "no baseline 'pixels' for fine-tuning"),
+        ({"views": "magic"}, "no preset 'magic'"),
+    ],
+)
+def test_mistakes_are_named(encoder, options, message):
+    with pytest.raises(UserError, match=message):
+        finetune(encoder, "mnist5k", **{**QUICK, **options})
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(encoder, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds something other than a classifier"):
+        finetune(encoder, "mnist5k", out=str(tmp_path), **QUICK)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_what_cannot_be_predicted_with_or_to_is_named(tuned, tmp_path):
+    with pytest.raises(UserError, match="no classifier in"):
+        predict(str(tmp_path), "mnist5k", str(tmp_path / "p.csv"))
+    with pytest.raises(UserError, match=r"name the file p\.csv"):
+        predict(tuned[1], "mnist5k", str(tmp_path / "p.parquet"))
