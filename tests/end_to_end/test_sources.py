@@ -1,0 +1,259 @@
+"""Every kind of source goes through the command line: looked at, and trained on."""
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from barlow.cli import main
+
+IMAGES = 12
+SMALL = ["--image-size", "16"]
+
+
+def png(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def folder(root: Path) -> str:
+    for i in range(IMAGES):
+        path = root / "deep" / ("cat", "dog")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(i))
+    return str(root)
+
+
+def text_list(root: Path) -> str:
+    folder(root)
+    names = sorted(str(path.relative_to(root)) for path in root.rglob("*.png"))
+    (root / "list.txt").write_text("\n".join(names))
+    return str(root / "list.txt")
+
+
+def metadata(root: Path, kind: str) -> str:
+    folder(root)
+    names = sorted(str(path.relative_to(root)) for path in root.rglob("*.png"))
+    lines = ["file_name,label", *(f"{name},newt" for name in names)]
+    if kind == "jsonl":
+        lines = [json.dumps({"file_name": name, "label": "newt"}) for name in names]
+    (root / f"metadata.{kind}").write_text("\n".join(lines) + "\n")
+    return str(root)
+
+
+def shards(root: Path) -> str:
+    for split in ("train", "val"):
+        with tarfile.open(root / f"{split}-0000.tar", "w") as tar:
+            for i in range(IMAGES):
+                for name, content in ((f"{i}.png", png(i)), (f"{i}.cls", str(i % 2).encode())):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return str(root)
+
+
+def parquet(root: Path) -> str:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (root / "data").mkdir(parents=True)
+    for split in ("train", "test"):
+        images = [{"bytes": png(i), "path": f"{i}.png"} for i in range(IMAGES)]
+        table = pa.table({"image": images, "label": [i % 2 for i in range(IMAGES)]})
+        pq.write_table(table, root / "data" / f"{split}-00000-of-00001.parquet")
+    return str(root)
+
+
+def fashion_mnist(root: Path) -> str:
+    raw = root / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 28, 28), dtype=np.uint8)
+    for split in ("train", "t10k"):
+        for name, head, values in (
+            ("images-idx3", [0x803, IMAGES, 28, 28], pixels),
+            ("labels-idx1", [0x801, IMAGES], np.arange(IMAGES, dtype=np.uint8) % 10),
+        ):
+            content = np.array(head, ">i4").tobytes() + values.tobytes()
+            (raw / f"{split}-{name}-ubyte").write_bytes(content)
+    return "fashion-mnist"
+
+
+def imagenette(root: Path) -> str:
+    for split in ("train", "val"):
+        for i in range(IMAGES):
+            kind = ("n01440764", "n02102040")[i % 2]
+            path = root / "imagenette2-320" / split / kind / f"{i}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(io.BytesIO(png(i))) as image:
+                image.save(path, "JPEG")
+    return "imagenette"
+
+
+def bands(root: Path) -> str:
+    for i in range(IMAGES):
+        array = np.random.default_rng(i).integers(0, 65536, (5, 20, 24), dtype=np.uint16)
+        np.save(root / f"{i}.npy", array)
+    return str(root)
+
+
+KINDS: dict[str, Callable[[Path], str]] = {
+    "digits": lambda root: "mnist5k",
+    "folder": folder,
+    "list": text_list,
+    "metadata.csv": lambda root: metadata(root, "csv"),
+    "metadata.jsonl": lambda root: metadata(root, "jsonl"),
+    "shards": shards,
+    "parquet": parquet,
+    "torchvision arrays": fashion_mnist,
+    "torchvision files": imagenette,
+}
+
+
+def pretrain(source: str, out: Path, *more: str) -> list[str]:
+    return [
+        "pretrain", source, "--out", str(out), *SMALL, "--encoder", "resnet18", "--projector", "8",
+        "8", "--batch-size", "4", "--epochs", "1", "--limit", "8", "--workers", "0", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("BARLOW_DATA", str(tmp_path / "source"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_source_is_looked_at_and_trained_on(tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "source"
+    root.mkdir()
+    source = KINDS[kind](root)
+    picture = tmp_path / "views.png"
+    assert main(["views", source, "--out", str(picture), *SMALL, "--limit", "8"]) == 0
+    with Image.open(picture) as grid:
+        assert grid.width > 3 * 16
+    assert main(pretrain(source, tmp_path / "run")) == 0
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_multispectral_arrays_are_trained_on(tmp_path: Path) -> None:
+    root = tmp_path / "source"
+    root.mkdir()
+    assert main(pretrain(bands(root), tmp_path / "run", "--channels", "5")) == 0
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What the hub answers for one data set, `someone/things`."""
+
+    files: dict[str, bytes]
+    commit = "0123456789" * 4
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        api, files = "/api/datasets/someone/things", "/datasets/someone/things/resolve/"
+        if path.startswith(f"{api}/tree/"):
+            self.tree(path.removeprefix(f"{api}/tree/").partition("/")[2])
+        elif path == api or path.startswith(f"{api}/revision/"):
+            siblings = [{"rfilename": name} for name in self.files]
+            self.send(json.dumps({"id": "someone/things", "sha": self.commit, "private": False,
+                                  "tags": [], "siblings": siblings}).encode())  # fmt: skip
+        elif path.startswith(files) and (name := path.split("/", 6)[6]) in self.files:
+            self.send(self.files[name])
+        else:
+            kind = "EntryNotFound" if "someone/things" in path else "RepoNotFound"
+            self.send(b"", 404, {"X-Error-Code": kind})
+
+    def tree(self, folder: str) -> None:
+        entries = [
+            {"type": "file", "oid": self.tag(data), "size": len(data), "path": name}
+            for name, data in self.files.items()
+            if name.rpartition("/")[0] == folder
+        ]
+        if not folder:
+            entries.append({"type": "directory", "oid": self.commit, "size": 0, "path": "data"})
+        self.send(json.dumps(entries).encode())
+
+    def tag(self, data: bytes) -> str:
+        return hashlib.sha1(data).hexdigest()
+
+    def send(self, data: bytes, status: int = 200, more: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        heads = {"X-Repo-Commit": self.commit, "ETag": f'"{self.tag(data)}"', **(more or {})}
+        for name, value in (heads | {"Content-Length": str(len(data))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment in which `hf://someone/things` is a data set on this machine."""
+    root = Path(parquet(tmp_path / "things"))
+    Hub.files = {str(f.relative_to(root)): f.read_bytes() for f in root.rglob("*.parquet")}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def command(arguments: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "barlow", *arguments]
+    return subprocess.run(line, env=env, capture_output=True, text=True, timeout=120)
+
+
+def test_a_hub_data_set_is_looked_at_and_trained_on(tmp_path: Path, hub: dict[str, str]) -> None:
+    done = command(pretrain("hf://someone/things", tmp_path / "run"), hub)
+    assert done.returncode == 0, done.stderr
+    picture = ["views", "hf://someone/things:test", "--out", str(tmp_path / "v.png"), *SMALL]
+    done = command(picture, hub)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_hub_data_set_that_is_not_there_is_the_users_mistake(
+    tmp_path: Path, hub: dict[str, str]
+) -> None:
+    picture = ["views", "hf://someone/else", "--out", str(tmp_path / "v.png")]
+    done = command(picture, hub)
+    assert done.returncode == 2
+    assert "cannot open hf://someone/else" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("source", ["cifar1O", "/no/such/folder", "mnist5k::dev"])
+def test_a_source_that_is_not_there_is_the_users_mistake(
+    tmp_path: Path, source: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["views", source, "--out", str(tmp_path / "v.png")]) == 2
+    told = capsys.readouterr().err.strip()
+    assert source.partition("::")[0] in told
+    assert "\n" not in told
