@@ -42,7 +42,6 @@ def test_chunks_and_groups_find_what_sorting_everything_finds(bank_size, k, seed
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(knn, "_QUERIES", 3)
         patch.setattr(knn, "_BANK", 300)
-        patch.setattr(knn, "_GROUP", 4)
         similarity, rows = nearest(queries, bank, k)
     torch.testing.assert_close(similarity, everything.topk(k).values)
     torch.testing.assert_close(everything.gather(1, rows), similarity)

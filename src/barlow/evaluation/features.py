@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -176,7 +177,7 @@ def content_of(source: Source) -> str:
             digest.update(f"{len(raw)}\n".encode() + raw)
         else:
             digest.update(f"{raw.dtype} {raw.shape}\n".encode())
-            digest.update(raw.tobytes())
+            digest.update(np.asarray(raw).tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -8,7 +8,6 @@ from barlow.errors import UserError
 
 # Similarities held at a time: 512 × 65,536 float32 are 128 MiB, large enough for a fast product.
 _QUERIES, _BANK = 512, 65_536
-_GROUP = 32
 
 
 def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -45,18 +44,18 @@ def _nearest_of_chunk(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Te
 
 def _top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """`similarity.topk(k)`, faster: the k largest lie in the k groups with the largest maxima."""
-    width = similarity.shape[1] // _GROUP * _GROUP
-    if width < 2 * k * _GROUP:
+    queries, columns = similarity.shape
+    size = round((columns / k) ** 0.5)  # of a group: fewest numbers to select from in all
+    number = columns // size
+    if number < 2 * k:
         return similarity.topk(k)
-    grouped = similarity[:, :width].reshape(len(similarity), _GROUP, -1)  # (q, 32, groups)
+    # Column c is in group c % number: maxima over the first axis run along memory.
+    grouped = similarity[:, : size * number].view(queries, size, number)
     groups = grouped.amax(1).topk(k, sorted=False).indices  # (q, k)
-    columns = groups[:, None] + torch.arange(_GROUP, device=groups.device)[:, None] * (
-        width // _GROUP
-    )  # (q, 32, k)
-    rest = torch.arange(width, similarity.shape[1], device=groups.device)
-    columns = torch.cat([columns.flatten(1), rest.expand(len(groups), -1)], 1)
-    top, at = similarity.gather(1, columns).topk(k)
-    return top, columns.gather(1, at)
+    candidates = grouped.gather(2, groups[:, None].expand(-1, size, -1)).flatten(1)  # (q, size * k)
+    top, at = torch.cat([candidates, similarity[:, size * number :]], 1).topk(k)
+    within = groups.gather(1, at % k) + at // k * number
+    return top, torch.where(at < size * k, within, at + size * (number - k))
 
 
 def vote(similarity: Tensor, targets: Tensor, temperature: float, k: int) -> Tensor:
