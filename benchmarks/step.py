@@ -24,7 +24,7 @@ import barlow
 from barlow.data import Loader, open_source
 from barlow.loss import BarlowTwinsLoss
 from barlow.optim import LARS, parameter_groups
-from barlow.pretraining import Means
+from barlow.metrics import Means
 
 WIDTHS = (2048, 2048, 2048)
 

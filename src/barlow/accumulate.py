@@ -68,6 +68,20 @@ def accumulate(
     return loss
 
 
+def micro_batches(view1: Tensor, view2: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
+    """Split a batch of two views into pairs of equal parts.
+
+    Args:
+        view1: `(N, C, H, W)`.
+        view2: `(N, C, H, W)`.
+        count: how many parts; divides `N`.
+
+    Returns:
+        `count` pairs, each part `(N / count, C, H, W)`.
+    """
+    return list(zip(view1.chunk(count), view2.chunk(count), strict=True))
+
+
 def _slopes(
     criterion: Callable[[Tensor, Tensor], Tensor], embeddings: list[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 import sys
 import types
 import typing
@@ -124,8 +125,7 @@ def _demo(argv: list[str]) -> None:
 def _train(settings: "Settings", out: str) -> None:
     from barlow.pretraining import train
 
-    run = train(settings, out, _Bar() if sys.stdout.isatty() else _Lines())
-    print(f"encoder: {run.encoder_folder}")
+    train(settings, out, _Bar() if sys.stdout.isatty() else _Lines())
 
 
 class _Lines(Reporter):
@@ -259,6 +259,7 @@ def _parser(command: str) -> "ArgumentParser":
         prog=f"barlow {command}",
         description=COMMANDS[command].help,
         exit_on_error=False,
+        allow_abbrev=False,
     )
 
 
@@ -297,6 +298,10 @@ def _parse(parser: "ArgumentParser", argv: list[str]) -> dict[str, Any]:
         return dict(parser.parse_args(argv).as_dict())
     except (ArgumentError, TypeError) as error:
         message = " ".join(str(error).split())
+        if bad := re.match(r"Parser key \"(\w+)\"[^:]*: (.*?)\.? Got value: (.*)", message):
+            name, expected, value = bad.groups()
+            expected = re.sub(r"<class '(\w+)'>|typing\.", r"\1", expected)
+            message = f"--{name.replace('_', '-')} {value}: {expected[0].lower()}{expected[1:]}"
         known = [s for action in parser._actions for s in action.option_strings]
         for given in argv:
             flag = given.split("=")[0]

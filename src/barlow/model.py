@@ -72,8 +72,29 @@ class BarlowTwins(nn.Module):
         embedding: Tensor = self.projector(self.encoder(view))
         return embedding
 
-    def forward(self, view1: Tensor, view2: Tensor) -> Tensor:
-        """The loss of two views of the same images, `()`; its terms are in `criterion.terms`."""
+    def forward(
+        self,
+        view1: Tensor,
+        view2: Tensor,
+        slope1: Tensor | None = None,
+        slope2: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of two views of the same images.
+
+        Args:
+            view1: `(N, C, H, W)`.
+            view2: `(N, C, H, W)`, of the same images.
+            slope1: `(N, D)`, gradient of a larger batch's loss at the first embedding, for
+                `accumulate`.
+            slope2: the same at the second.
+
+        Returns:
+            The loss, `()`; its terms are in `criterion.terms`. With slopes, a scalar that has
+            them as its gradient.
+        """
         # One pass a view, as in the paper: batch normalisation sees one distribution at a time.
-        loss: Tensor = self.criterion(self.embed(view1), self.embed(view2))
+        z1, z2 = self.embed(view1), self.embed(view2)  # (N, D)
+        if slope1 is not None and slope2 is not None:
+            return (slope1 * z1).sum() + (slope2 * z2).sum()
+        loss: Tensor = self.criterion(z1, z2)
         return loss

@@ -13,6 +13,7 @@ import yaml
 from torch import nn
 
 from barlow import address
+from barlow.accumulate import accumulate, micro_batches
 from barlow.assembly import (
     build_model,
     build_optimizer,
@@ -32,6 +33,7 @@ from barlow.progress import Reporter, describe, logged
 from barlow.ranks import (
     any_rank,
     create_fabric,
+    processes_here,
     share_threads,
     synchronised,
     synchronised_batch_norm,
@@ -99,7 +101,7 @@ def train(settings: Settings, out: str | Path, reporter: Reporter | None = None)
 def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | None) -> None:
     main, ranks = fabric.is_global_zero, fabric.world_size
     reporter = reporter if main and reporter else Reporter()
-    share_threads(settings.devices)
+    share_threads(processes_here(settings))
     torch.manual_seed(settings.seed)
 
     model, preprocess = build_model(settings)
@@ -128,6 +130,9 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
     if settings.compile:
         model.compile()
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
+
+    # To agree on stopping, ranks wait for each other; a GPU should rarely have to.
+    vote_every = 1 if fabric.device.type == "cpu" else 10
 
     def save(kept: int | None = None) -> None:
         means.check(step)
@@ -164,8 +169,14 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
                 # Dropout and the like: by address too, so that a resumed step is the same step.
                 torch.manual_seed(address.key(settings.seed, step, fabric.global_rank))
 
-                loss = wrapped(view1, view2)
-                fabric.backward(loss)
+                accumulate(
+                    model,
+                    wrapped,
+                    micro_batches(view1, view2, settings.accumulate),
+                    backward=fabric.backward,
+                    no_sync=partial(fabric.no_backward_sync, wrapped, enabled=ranks > 1),
+                    autocast=fabric.autocast,
+                )
                 wrapped_optimizer.step()
                 wrapped_optimizer.zero_grad(set_to_none=True)
 
@@ -197,10 +208,10 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
                 if step == steps or (epoch_ends and (epoch + 1) % settings.save_every == 0):
                     save(kept=epoch + 1)
                     saved = time.monotonic()
-                elif any_rank(fabric, now - saved > 60 * settings.save_minutes):
+                elif now - saved > 60 * settings.save_minutes:
                     save()
                     saved = time.monotonic()
-                if step < steps and any_rank(fabric, stop.signal is not None):
+                if step < steps and step % vote_every == 0 and any_rank(fabric, bool(stop.signal)):
                     save()
                     reporter.end()
                     raise TrainingError(
@@ -208,7 +219,9 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
                         "run the same command again to go on"
                     )
         reporter.end()
-        reporter.say(f"finished {run.path}: {steps} steps in {seconds:.0f} s")
+        reporter.say(
+            f"finished: {steps} steps in {seconds:.0f} s; the encoder is {run.encoder_folder}"
+        )
 
 
 @torch.no_grad()

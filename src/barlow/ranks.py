@@ -45,7 +45,7 @@ def create_fabric(settings: Settings) -> "Fabric":
     try:
         return Fabric(
             accelerator=settings.accelerator,
-            devices=settings.devices,
+            devices=processes_here(settings),
             num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", os.environ.get("SLURM_NNODES", 1))),
             strategy=strategy,
             precision=_PRECISIONS[settings.precision],  # type: ignore[arg-type]
@@ -56,6 +56,12 @@ def create_fabric(settings: Settings) -> "Fabric":
             f"cannot use accelerator {settings.accelerator!r} with {settings.devices} device(s): "
             f"{what}"
         ) from error
+
+
+def processes_here(settings: Settings) -> int:
+    """Processes on this machine: as many as torchrun or SLURM started, else as the settings say."""
+    started = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE")
+    return int(started or settings.devices)
 
 
 def launched_from_outside() -> bool:

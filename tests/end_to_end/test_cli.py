@@ -1,0 +1,152 @@
+"""What a user types, and what comes back."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from barlow.checkpoint import load_checkpoint
+from barlow.cli import COMMANDS
+
+TINY = [
+    "--recipe=demo",
+    '--encoder-args={"levels": [0, 0, 1, 1, 1, 1], "channels": [4, 4, 8, 8, 8, 16]}',
+    *("--projector", "16", "16", "--batch-size", "32", "--limit", "128", "--epochs", "2"),
+    *("--validation-limit", "64", "--accelerator", "cpu"),
+]
+
+
+def barlow(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "barlow", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "run"
+    done = barlow("pretrain", "mnist5k", "--out", out, *TINY)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_pretraining_prints_a_line_an_epoch_and_where_the_encoder_is(run):
+    out, done = run
+    lines = done.stdout.splitlines()
+    assert [line[:20] for line in lines[:2]] == ["barlow: epoch 1.00/2", "barlow: epoch 2.00/2"]
+    assert lines[-1].endswith(f"the encoder is {out / 'encoder'}")
+    assert done.stderr == ""
+    assert (out / "encoder" / "model.safetensors").is_file()
+
+
+def test_the_options_of_a_command_line_are_the_settings_of_the_run(run):
+    config = yaml.safe_load((run[0] / "config.yaml").read_text())
+    assert config["projector"] == [16, 16]
+    assert config["limit"] == 128
+    assert config["lambd"] == 0.01, "from the recipe"
+    assert config["momentum"] == 0.9, "from the defaults"
+
+
+def test_evaluation_prints_the_table_without_and_with(run):
+    done = barlow(
+        *("evaluate", run[0], "--train", "mnist5k", "--test", "mnist5k", "--baseline", "random"),
+        *("--labels-per-class", 5, "--limit", 500, "--no-cache"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "without pretraining" in done.stdout
+    assert "with pretraining" in done.stdout
+    assert list((run[0] / "evaluation").glob("*.json"))
+
+
+def test_the_same_command_again_says_that_the_run_is_finished(run):
+    done = barlow("pretrain", "mnist5k", "--out", run[0], *TINY)
+    assert done.returncode == 0
+    assert "is finished" in done.stdout
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
+    command = [sys.executable, "-m", "barlow", "pretrain", "mnist5k", "--out", tmp_path / "run"]
+    command += [*TINY, "--epochs", "500"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as process:
+        assert "epoch 1.00" in process.stdout.readline()
+        asked = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=60)
+        assert time.monotonic() - asked < 5
+        assert process.returncode == 1
+    assert stderr.startswith("barlow: SIGTERM at step")
+    assert stderr.count("\n") == 1
+    step = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["step"]
+    assert step >= 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["pretrian"], "did you mean 'pretrain'?"),
+        (["pretrain", "mnist5k"], "required: out"),
+        (["pretrain", "mnist5k", "--out", "OUT", "--epoch", "3"], "did you mean --epochs?"),
+        (["pretrain", "mnist5k", "--out", "OUT", "--epochs", "many"], "epochs"),
+        (["pretrain", "mnist5k", "--out", "OUT", "--recipe", "nope"], "no recipe 'nope'"),
+        (["pretrain", "mnist5k", "--out", "OUT", "--batch-size", "1"], "2 images or more"),
+        (["pretrain", "mnist5k", "--out", "OUT", "--limit", "8"], "fewer than one batch of 256"),
+        (["pretrain", "mnist5k", "--out", "OUT", "--encoder", "resnet19"], "resnet18"),
+        (["pretrain", "nosuch", "--out", "OUT"], "no source 'nosuch'"),
+        (["pretrain", "EMPTY", "--out", "OUT"], "no images in"),
+        (["pretrain", "TEXTS", "--out", "OUT"], "no images in"),
+        (["pretrain", "mnist5k", "--out", "TEXTS"], "holds other files and no run"),
+        (["evaluate", "EMPTY", "--train", "mnist5k", "--test", "mnist5k"], "no encoder at"),
+    ],
+)
+def test_a_mistake_is_one_line_exits_2_and_writes_nothing(tmp_path, arguments, told):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "notes.txt").write_text("mine")
+    places = {"OUT": tmp_path / "out", "EMPTY": tmp_path / "empty", "TEXTS": tmp_path / "texts"}
+    done = barlow(*(places.get(a, a) for a in arguments))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("barlow: ")
+    assert done.stderr.count("\n") == 1
+    assert told in done.stderr
+    assert not (tmp_path / "out").exists()
+    assert [p.name for p in (tmp_path / "texts").iterdir()] == ["notes.txt"]
+
+
+def test_help_answers_without_loading_torch():
+    code = "import sys, barlow.cli; barlow.cli.main(['--help']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in COMMANDS:
+        assert f"  {name} " in done.stdout
+
+
+def test_importing_the_package_loads_nothing():
+    code = (
+        "import sys, barlow; assert not {'torch', 'timm', 'numpy'} & set(sys.modules); dir(barlow)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_every_public_name_is_there():
+    import barlow as package
+
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        package.nothing  # noqa: B018

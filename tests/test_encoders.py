@@ -1,0 +1,63 @@
+import pytest
+import torch
+from torch import nn
+
+import barlow
+from barlow.encoders import fresh_copy, spec_of
+from barlow.errors import UserError
+
+
+def test_a_resnet_for_small_images_keeps_their_resolution():
+    encoder = barlow.create_encoder("resnet18", image_size=32)
+    assert encoder.conv1.stride == (1, 1)
+    assert isinstance(encoder.maxpool, nn.Identity)
+    assert encoder.forward_features(torch.zeros(1, 3, 32, 32)).shape == (1, 512, 4, 4)
+    assert encoder(torch.zeros(2, 3, 32, 32)).shape == (2, encoder.num_features)
+
+
+def test_large_images_and_other_families_keep_timms_stem():
+    assert barlow.create_encoder("resnet18", image_size=224).conv1.stride == (2, 2)
+    assert spec_of(barlow.create_encoder("convnext_atto", image_size=32)).stem == "standard"
+
+
+def test_transformers_are_built_for_the_size_of_the_views():
+    encoder = barlow.create_encoder("vit_tiny_patch16_224", image_size=64, in_chans=1)
+    assert encoder(torch.zeros(1, 1, 64, 64)).shape == (1, encoder.num_features)
+
+
+def test_arguments_reach_timm():
+    encoder = barlow.create_encoder("resnet18", 32, channels=[8, 16, 24, 32])
+    assert encoder.num_features == 32
+
+
+def test_what_cannot_be_is_refused_by_name():
+    with pytest.raises(UserError, match=r"unknown encoder 'resnet_18'.*did you mean"):
+        barlow.create_encoder("resnet_18")
+    with pytest.raises(UserError, match=r"does not take these arguments.*'colour'"):
+        barlow.create_encoder("resnet18", colour="red")
+    with pytest.raises(UserError, match="no 7x7 ResNet stem"):
+        barlow.create_encoder("convnext_atto", stem="small")
+
+
+def test_a_fresh_copy_is_the_same_architecture_with_other_weights():
+    encoder = barlow.create_encoder("resnet18", 32, channels=[8, 16, 24, 32])
+    one, same, other = fresh_copy(encoder, 1), fresh_copy(encoder, 1), fresh_copy(encoder, 2)
+    weights = [e.conv1.weight for e in (encoder, one, same, other)]
+    assert spec_of(one) == spec_of(encoder)
+    assert torch.equal(weights[1], weights[2])
+    assert not torch.equal(weights[1], weights[3])
+    assert not torch.equal(weights[0], weights[1])
+
+
+def test_a_fresh_copy_leaves_the_callers_random_numbers_alone():
+    encoder = barlow.create_encoder("resnet18", 32, channels=[8, 16, 24, 32])
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    fresh_copy(encoder)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_foreign_module_cannot_be_copied():
+    with pytest.raises(UserError, match="does not say how it was built"):
+        fresh_copy(nn.Linear(2, 2))
