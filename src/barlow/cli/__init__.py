@@ -1,0 +1,197 @@
+"""The command `barlow`: parses, calls, prints; the only room that does."""
+
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from barlow.cli.options import add_options, new_parser, options_of, parse, peek
+from barlow.cli.terminal import print_table, reporter
+from barlow.errors import TrainingError, UserError
+
+if TYPE_CHECKING:
+    from barlow.settings import Settings
+
+Command = Callable[[list[str]], None]  # given the arguments after its name
+
+DONE, FAILED, USER_MISTAKE = 0, 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments after `barlow`; default those of this process.
+
+    Returns:
+        0 done, 2 the user's mistake, 1 anything else.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return DONE
+    if arguments[0] == "--version":
+        from barlow import __version__
+
+        print(__version__)
+        return DONE
+    name, *rest = arguments
+    try:
+        if name not in COMMANDS:
+            near = get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
+            raise UserError(f"no command {name!r}: {hint}")
+        COMMANDS[name](rest)
+    except UserError as error:
+        return _fail(error, USER_MISTAKE)
+    except TrainingError as error:
+        return _fail(error, FAILED)
+    except KeyboardInterrupt:
+        return _fail("interrupted", FAILED)
+    except BrokenPipeError:
+        return FAILED
+    return DONE
+
+
+def _pretrain(argv: list[str]) -> None:
+    """Train an encoder on unlabelled images."""
+    from barlow.settings import Settings, recipe_names
+
+    parser = new_parser("pretrain", _help(_pretrain))
+    parser.add_argument("--out", type=str, required=True, help="folder of the run")
+    names = ", ".join(recipe_names())
+    parser.add_argument("--recipe", type=str, help=f"default values: {names}, or a YAML file")
+    add_options(parser, Settings, _defaults(argv))
+    values = parse(parser, argv)
+    out = values.pop("out")
+    del values["recipe"]
+    _train(Settings(**values), out)
+
+
+def _evaluate(argv: list[str]) -> None:
+    """Measure what an encoder is worth, with and without pretraining."""
+    from barlow.evaluation import evaluate
+    from barlow.evaluation.finetune import finetune
+
+    if peek(argv, "--protocol") != "finetune":
+        print_table(_call(_evaluate, evaluate, argv))
+        return
+    parser = new_parser("evaluate", "Train the whole network with the labels there are.")
+    parser.add_argument("--protocol", type=str, required=True, help="finetune")
+    add_options(parser, finetune)
+    values = parse(parser, argv)
+    del values["protocol"]
+    print_table(finetune(**values))
+
+
+def _transfer(argv: list[str]) -> None:
+    """Evaluate one encoder on several labelled sources, in one table."""
+    from barlow.evaluation.transfer import transfer
+
+    print_table(_call(_transfer, transfer, argv))
+
+
+def _compare(argv: list[str]) -> None:
+    """Compare two evaluated runs, with a paired test on the same test images."""
+    from barlow.evaluation.compare import compare
+
+    print_table(_call(_compare, compare, argv))
+
+
+def _predict(argv: list[str]) -> None:
+    """Classify images with a fine-tuned classifier."""
+    from barlow.evaluation.classifier import predict
+
+    print(f"{_call(_predict, predict, argv)} images classified")
+
+
+def _views(argv: list[str]) -> None:
+    """Draw images and their two views, to see what the encoder will be asked to ignore."""
+    from barlow.assembly import draw
+    from barlow.settings import Settings
+
+    parser = new_parser("views", _help(_views))
+    parser.add_argument("--out", type=str, required=True, help="PNG file to write")
+    parser.add_argument("--recipe", type=str, help="take sizes and views from a recipe")
+    shown = ("source", "image_size", "channels", "views", "view1", "view2", "limit", "seed")
+    defaults = _defaults(argv)
+    add_options(parser, Settings, defaults, only=shown)
+    values = parse(parser, argv)
+    out = values.pop("out")
+    del values["recipe"]
+    print(draw(Settings(**defaults | values), Path(out)))
+
+
+def _demo(argv: list[str]) -> None:
+    """Pretrain and evaluate on 5,000 real digits, in a few minutes on a laptop."""
+    from barlow.evaluation import evaluate
+    from barlow.settings import Settings
+
+    parser = new_parser("demo", _help(_demo))
+    parser.add_argument("--out", type=str, default="runs/demo", help="folder of the run")
+    out = parse(parser, argv)["out"]
+    _train(Settings.of("mnist5k", "demo"), out)
+    print("\nA linear classifier on the frozen encoder, 10 labels a class:\n")
+    print_table(evaluate(out, "mnist5k", "mnist5k", labels_per_class=10, baseline="random"))
+    print(f"\nThe run is in {out}; its encoder loads with barlow.load_encoder({out!r})")
+
+
+COMMANDS: dict[str, Command] = {
+    "pretrain": _pretrain,
+    "evaluate": _evaluate,
+    "transfer": _transfer,
+    "compare": _compare,
+    "predict": _predict,
+    "views": _views,
+    "demo": _demo,
+}
+
+
+def _train(settings: "Settings", out: str) -> None:
+    from barlow.pretraining import train
+
+    train(settings, out, reporter())
+
+
+def _call(
+    command: Callable[[list[str]], None], function: Callable[..., Any], argv: list[str]
+) -> Any:
+    """Call a function with the options that its signature stands for."""
+    name = next(name for name, run in COMMANDS.items() if run is command)
+    parser = new_parser(name, _help(command))
+    add_options(parser, function)
+    return function(**parse(parser, argv))
+
+
+def _defaults(argv: list[str]) -> dict[str, Any]:
+    """The defaults of the settings, those of the recipe in their place."""
+    from barlow.settings import Settings, load_recipe
+
+    recipe = peek(argv, "--recipe")
+    given = {name: value for name, _, value, _ in options_of(Settings)}
+    return given | (load_recipe(recipe) if recipe else {})
+
+
+def _help(command: Command) -> str:
+    return (command.__doc__ or "").strip()
+
+
+def _overview() -> str:
+    lines = [f"  {name:<10} {_help(command)}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: barlow COMMAND ...",
+            "",
+            "Self-supervised pretraining of image encoders with Barlow Twins.",
+            "",
+            *lines,
+            "",
+            "barlow COMMAND --help lists a command's options.",
+        ]
+    )
+
+
+def _fail(message: object, status: int) -> int:
+    print(f"barlow: {' '.join(str(message).split())}", file=sys.stderr)
+    return status

@@ -1,0 +1,127 @@
+"""Options from typed signatures: a dataclass or a function becomes a parser."""
+
+import dataclasses
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from barlow.errors import UserError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+
+class Option(NamedTuple):
+    """One option: a field of a dataclass, or a parameter of a function."""
+
+    name: str
+    type: Any
+    default: Any  # inspect.Parameter.empty where one must be given
+    help: str
+
+
+# Required, but clearer by name than by place.
+_NAMED = ("train", "test", "out")
+
+
+def options_of(target: Callable[..., Any]) -> list[Option]:
+    """The fields of a dataclass, or the parameters of a function, as options."""
+    import docstring_parser
+
+    hints = typing.get_type_hints(target)
+    if dataclasses.is_dataclass(target):
+        documented = docstring_parser.parse_from_object(target)
+    else:
+        documented = docstring_parser.parse(inspect.getdoc(target) or "")
+    texts = {p.arg_name: p.description or "" for p in documented.params}
+    options = []
+    for name, parameter in inspect.signature(target).parameters.items():
+        default = parameter.default
+        if isinstance(target, type) and default is not parameter.empty:
+            field = target.__dataclass_fields__[name]  # type: ignore[attr-defined]
+            if field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
+        # Where a path or an object will do for a text, the command line gives the text.
+        kind = hints[name]
+        if isinstance(kind, types.UnionType) and str in typing.get_args(kind):
+            kind = str if default is not None else str | None
+        options.append(Option(name, kind, default, " ".join(texts.get(name, "").split())))
+    return options
+
+
+def new_parser(command: str, description: str) -> "ArgumentParser":
+    """A parser that raises instead of exiting."""
+    from jsonargparse import ArgumentParser
+
+    return ArgumentParser(
+        prog=f"barlow {command}",
+        description=description,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+
+
+def add_options(
+    parser: "ArgumentParser",
+    target: Callable[..., Any],
+    defaults: dict[str, Any] | None = None,
+    only: Iterable[str] | None = None,
+) -> None:
+    """Give a parser the options of a target, with other defaults or only some of them."""
+    from jsonargparse import ActionYesNo
+
+    for name, kind, default, text in options_of(target):
+        if only is not None and name not in only:
+            continue
+        value = (defaults or {}).get(name, default)
+        flag = f"--{name.replace('_', '-')}"
+        text = text.replace("%", "%%")
+        if value is inspect.Parameter.empty:
+            if kind == Sequence[str]:
+                parser.add_argument(name, type=str, nargs="+", help=text)
+            elif name in _NAMED:
+                parser.add_argument(flag, type=kind, required=True, help=text)
+            else:
+                parser.add_argument(name, type=kind, help=text)
+        elif kind is bool:
+            parser.add_argument(flag, action=ActionYesNo(no_prefix="no-"), default=value, help=text)
+        elif kind == list[int]:
+            parser.add_argument(flag, type=int, nargs="+", default=value, help=text)
+        else:
+            parser.add_argument(flag, type=kind, default=value, help=text)
+
+
+def parse(parser: "ArgumentParser", argv: list[str]) -> dict[str, Any]:
+    """The values given, by name; UserError with the nearest option for one that is not there."""
+    from jsonargparse import ArgumentError
+
+    try:
+        return dict(parser.parse_args(argv).as_dict())
+    except (ArgumentError, TypeError) as error:
+        message = " ".join(str(error).split())
+        if bad := re.match(r"Parser key \"(\w+)\"[^:]*: (.*?)\.? Got value: (.*)", message):
+            name, expected, value = bad.groups()
+            expected = re.sub(r"<class '(\w+)'>|typing\.", r"\1", expected)
+            message = f"--{name.replace('_', '-')} {value}: {expected[0].lower()}{expected[1:]}"
+        known = [s for action in parser._actions for s in action.option_strings]
+        for given in argv:
+            flag = given.split("=")[0]
+            if flag.startswith("--") and flag not in known:
+                near = get_close_matches(flag, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"see {parser.prog} --help"
+                message = f"no option {flag}: {hint}"
+        raise UserError(message) from error
+
+
+def peek(argv: list[str], flag: str) -> str | None:
+    """The value of one option, before all of them are parsed."""
+    for i, given in enumerate(argv):
+        if given == flag and i + 1 < len(argv):
+            return argv[i + 1]
+        if given.startswith(f"{flag}="):
+            return given.split("=", 1)[1]
+    return None

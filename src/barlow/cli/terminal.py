@@ -1,0 +1,75 @@
+"""What a person sees in the terminal."""
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from barlow.progress import Reporter, describe
+
+if TYPE_CHECKING:
+    from barlow.evaluation import Result
+    from barlow.evaluation.compare import Comparison
+
+
+def reporter() -> Reporter:
+    """A bar in a terminal, lines in a log."""
+    return Bar() if sys.stdout.isatty() else Lines()
+
+
+class Lines(Reporter):
+    """One line an epoch, for logs."""
+
+    def row(self, row: Mapping[str, float], epochs: int) -> None:
+        if float(row["epoch"]).is_integer():
+            self.say(describe(row, epochs))
+
+    def say(self, text: str) -> None:
+        print(f"barlow: {text}", flush=True)
+
+
+class Bar(Reporter):
+    """A rich progress bar with the loss, its two terms, images a second and the time left."""
+
+    def __init__(self) -> None:
+        self._progress: Any = None
+
+    def start(self, step: int, steps: int) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(),
+            TextColumn("{task.fields[terms]}"),
+            TimeRemainingColumn(),
+        )
+        self._task = self._progress.add_task("", completed=step, total=steps, terms="")
+        self._progress.start()
+
+    def step(self, step: int) -> None:
+        self._progress.update(self._task, completed=step)
+
+    def row(self, row: Mapping[str, float], epochs: int) -> None:
+        validation = f" (validation {row['val_loss']:.4g})" if "val_loss" in row else ""
+        self._progress.update(
+            self._task,
+            terms=f"loss {row['loss']:.4g}{validation} = invariance {row['invariance']:.4g} + "
+            f"lambd x redundancy {row['redundancy']:.4g}, {row['images_per_second']:.0f} images/s",
+        )
+
+    def say(self, text: str) -> None:
+        (self._progress.console.print if self._progress else print)(f"barlow: {text}")
+
+    def end(self) -> None:
+        self._progress.stop()
+
+
+def print_table(result: "Result | Comparison") -> None:
+    """Print a result: drawn in a terminal, plain in a log."""
+    from rich.console import Console
+
+    console = Console()
+    # A log has no width that a table would have to be squeezed into.
+    if console.is_terminal:
+        console.print(result.table())
+    else:
+        print(result)
