@@ -166,9 +166,9 @@ def test_mistakes_are_refused_before_anything_is_written(tmp_path):
     out = tmp_path / "run"
     with pytest.raises(UserError, match="128 images, fewer than one batch of 256"):
         barlow.pretrain("mnist5k", out, **TINY | {"batch_size": 256})
-    with pytest.raises(UserError, match="unknown encoder 'resnet19'.*resnet18"):
+    with pytest.raises(UserError, match=r"unknown encoder 'resnet19'.*resnet18"):
         barlow.pretrain("mnist5k", out, **TINY | {"encoder": "resnet19", "encoder_args": {}})
-    with pytest.raises(UserError, match="unknown setting 'epoch'.*'epochs'"):
+    with pytest.raises(UserError, match=r"unknown setting 'epoch'.*'epochs'"):
         barlow.pretrain("mnist5k", out, epoch=3)
     assert not out.exists()
     out.mkdir()
@@ -195,6 +195,38 @@ def test_a_full_disk_does_not_end_a_training(tmp_path, monkeypatch, caplog):
         run = barlow.pretrain("mnist5k", tmp_path / "run", **TINY)
     assert "No space left on device" in caplog.text
     assert load_checkpoint(run.last_checkpoint)["step"] == 12
+
+
+def test_images_that_cannot_be_read_are_listed_and_the_training_goes_on(tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(64):
+        pixels = torch.randint(0, 256, (28, 28), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{i:02}.png")
+    (folder / "13.png").write_bytes(b"")
+    whole = (folder / "14.png").read_bytes()
+    (folder / "14.png").write_bytes(whole[: len(whole) // 2])
+    settings = TINY | {"epochs": 1, "validation": "mnist5k", "limit": None}
+    run = barlow.pretrain(str(folder), tmp_path / "run", **settings)
+    with open(run.skipped_file) as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"].rsplit("/")[-1] for row in rows] == ["13.png", "14.png"]
+    assert all(row["reason"] for row in rows)
+    assert run.metrics()[-1]["step"] == 2, "the batches stay full"
+    with pytest.raises(UserError, match=r"the first is .*13\.png"):
+        barlow.pretrain(str(folder), tmp_path / "strict", **settings, max_broken=0.01)
+
+
+def test_accumulation_takes_the_memory_of_a_part_and_the_loss_of_the_whole(tmp_path):
+    settings = TINY | {"epochs": 1, "log_every": 1}
+    whole = barlow.pretrain("mnist5k", tmp_path / "whole", **settings)
+    parts = barlow.pretrain("mnist5k", tmp_path / "parts", **settings, accumulate=2)
+    # The encoder's batch norm sees micro-batches: the first losses are near, not equal.
+    losses = [run.metrics()[0]["loss"] for run in (whole, parts)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.2)
+    assert parts.metrics()[-1]["step"] == 4
 
 
 def test_settings_and_options_are_one_list():

@@ -82,7 +82,13 @@ def build_views(settings: Settings, preprocess: Preprocess) -> TwoViews:
 
 def training_loader(fabric: "Fabric", settings: Settings, views: TwoViews) -> Loader:
     """This rank's part of the training images."""
-    images = open_source(settings.source, "train", in_chans=settings.channels, limit=settings.limit)
+    images = open_source(
+        settings.source,
+        "train",
+        in_chans=settings.channels,
+        limit=settings.limit,
+        max_broken=settings.max_broken,
+    )
     return _loader(fabric, settings, images, views, settings.batch_size)
 
 

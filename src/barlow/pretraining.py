@@ -33,6 +33,7 @@ from barlow.progress import Reporter, describe, logged
 from barlow.ranks import (
     any_rank,
     create_fabric,
+    from_all_ranks,
     processes_here,
     share_threads,
     synchronised,
@@ -157,6 +158,7 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
     ):
         if step:
             reporter.say(f"resuming {run.path} at step {step} of {steps}")
+        _list_skipped(fabric, run, loader)
         reporter.start(step, steps)
         tick = saved = logged_at = time.monotonic()
         logged_step = step
@@ -203,6 +205,8 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
                         run.add_metrics(row)
                         log.info(describe(row, settings.epochs))
                     reporter.row(row, settings.epochs)
+                    if epoch_ends:
+                        _list_skipped(fabric, run, loader)
                     logged_at, logged_step = time.monotonic(), step
 
                 if step == steps or (epoch_ends and (epoch + 1) % settings.save_every == 0):
@@ -249,6 +253,12 @@ def _start(run: Run, settings: Settings, step: int) -> None:
     run.path.mkdir(parents=True, exist_ok=True)
     write_text(run.config_file, yaml.safe_dump(settings.to_dict(), sort_keys=False))
     run.forget_metrics_after(step)
+
+
+def _list_skipped(fabric: "Fabric", run: Run, loader: Loader) -> None:
+    skipped = from_all_ranks(fabric, loader.source.skipped)
+    if fabric.is_global_zero and skipped and (new := run.add_skipped(skipped)):
+        log.warning("%d image(s) cannot be read, see %s", new, run.skipped_file)
 
 
 def _save(run: Run, state: dict[str, Any], encoder: nn.Module, kept: int | None) -> None:

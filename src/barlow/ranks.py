@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Fabric announces every process; set here because children of `spawn` import this first.
 logging.getLogger("lightning_fabric.utilities").setLevel(logging.WARNING)
 
+Item = TypeVar("Item")
 Module = TypeVar("Module", bound=nn.Module)
 
 _PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -76,6 +77,15 @@ def any_rank(fabric: "Fabric", condition: bool) -> bool:
     votes = fabric.all_reduce(torch.tensor(float(condition)), reduce_op="sum")
     assert isinstance(votes, Tensor)
     return bool(votes > 0)
+
+
+def from_all_ranks(fabric: "Fabric", items: list[Item]) -> list[Item]:
+    """The items of every rank, on every rank."""
+    if fabric.world_size == 1:
+        return items
+    every: list[list[Item]] = [[] for _ in range(fabric.world_size)]
+    dist.all_gather_object(every, items)
+    return [item for part in every for item in part]
 
 
 def share_threads(processes: int) -> None:

@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +71,11 @@ class Run:
         return self.path / "encoder"
 
     @property
+    def skipped_file(self) -> Path:
+        """The images that could not be read, CSV: id and reason."""
+        return self.path / "skipped.csv"
+
+    @property
     def log_file(self) -> Path:
         """What was logged, with times."""
         return self.path / "log.txt"
@@ -105,6 +110,21 @@ class Run:
             if new:
                 writer.writeheader()
             writer.writerow({name: _short(row[name]) for name in METRICS if name in row})
+
+    def add_skipped(self, skipped: Iterable[tuple[str, str]]) -> int:
+        """List images that could not be read, each once; returns how many are new."""
+        known: dict[str, str] = {}
+        if self.skipped_file.exists():
+            with open(self.skipped_file, newline="") as file:
+                known = {row["id"]: row["reason"] for row in csv.DictReader(file)}
+        every = dict(skipped) | known
+        if len(every) > len(known):
+            text = io.StringIO()
+            writer = csv.writer(text)
+            writer.writerow(["id", "reason"])
+            writer.writerows(sorted(every.items()))
+            write_text(self.skipped_file, text.getvalue())
+        return len(every) - len(known)
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop rows of steps that a resumption will make again."""

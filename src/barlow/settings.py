@@ -58,6 +58,8 @@ class Settings:
     """images the validation loss is taken over, at most"""
     limit: int | None = None
     """use only the first N images of the source"""
+    max_broken: float = 0.05
+    """share of the images that may be unreadable before the training stops"""
 
     epochs: int = 100
     """passes over the images (paper: 1000)"""
@@ -146,6 +148,8 @@ class Settings:
                 refuse(f"{name} is {getattr(self, name)}: give 1 or more")
         if self.limit is not None and self.limit < 1:
             refuse(f"limit is {self.limit}: give 1 or more images")
+        if not 0 <= self.max_broken <= 1:
+            refuse(f"max_broken is {self.max_broken}: give a share between 0 and 1")
         if self.batch_size < 2:
             refuse(
                 f"batch_size is {self.batch_size}: Barlow Twins correlates over the batch and "
