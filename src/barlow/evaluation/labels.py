@@ -1,0 +1,179 @@
+"""Labels as people have them: a CSV file of file names and what is in the images."""
+
+import csv
+import logging
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from barlow.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["classes", "tags", "numbers"]
+
+_FILE_COLUMNS = ("file_name", "filename", "file", "path", "image", "id")
+_SEPARATOR = re.compile(r"\s*[|;]\s*")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is known of some images of a source.
+
+    Attributes:
+        kind: "classes", one of several each; "tags", any number of several; "numbers".
+        names: of the classes, the tags, or the columns of numbers.
+        rows: `(M,)` int64, which images of the source.
+        values: `(M,)` int64 classes, `(M, T)` float32 tags of 0 or 1, or `(M, T)` float32 numbers.
+    """
+
+    kind: Kind
+    names: list[str]
+    rows: Tensor
+    values: Tensor
+
+    def take(self, indices: Tensor) -> "Labels":
+        """Those of some of the images."""
+        return Labels(self.kind, self.names, self.rows[indices], self.values[indices])
+
+
+def read_labels(
+    file: str | Path, ids: Sequence[str], kind: Literal["auto", "classes", "tags", "numbers"]
+) -> Labels:
+    """Read labels from a CSV file with a heading line.
+
+    The file name stands in a column `file_name` (or file, path, image, id; else the first), as
+    the source's id or as its last part. One further column holds a class, several tags with `|`
+    or `;` between them, or a number; several columns hold a number each, or 0 and 1 for tags.
+
+    Args:
+        file: the CSV file.
+        ids: of the source's images.
+        kind: what is in it; "auto" tells from the values. Whole numbers in one column are classes,
+            unless the kind is "numbers".
+
+    Returns:
+        Labels of the images that the file names; a line whose image is not in the source, or
+        whose value is empty, is left out and counted in the log.
+
+    Raises:
+        UserError: if the file cannot be read, names no image of the source, one image twice, or
+            has values of another kind.
+    """
+    columns, lines = _table(Path(file))
+    places = _places(ids)
+    rows, cells, unknown = list[int](), list[list[str]](), list[str]()
+    for name, *values in lines:
+        row = places.get(name, places.get(Path(name).name))
+        if row is None:
+            unknown.append(name)
+        elif row < 0:
+            raise UserError(f"{file}: several images are called {name}: give their folder too")
+        elif any(values) and (len(values) == 1 or all(values)):
+            rows.append(row)
+            cells.append(values)
+    if not rows:
+        first = f"the first line names {lines[0][0]}" if lines else "it has no lines"
+        raise UserError(f"{file} labels no image of the source: {first}, images are like {ids[0]}")
+    if len(set(rows)) < len(rows):
+        twice = next(row for row in rows if rows.count(row) > 1)
+        raise UserError(f"{file} labels {ids[twice]} twice: give one line an image")
+    if unknown:
+        log.warning("%s: %d images are not there, first %s", file, len(unknown), unknown[0])
+    found = _kind(cells) if kind == "auto" else kind
+    order = torch.tensor(rows).argsort()
+    names, values_of = _READERS[found](columns, cells, str(file))
+    return Labels(found, names, torch.tensor(rows)[order], values_of[order])
+
+
+def _table(file: Path) -> tuple[list[str], list[list[str]]]:
+    """Names of the value columns, and lines of file name and values."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as text:
+            heading, *lines = [line for line in csv.reader(text) if any(line)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read {file}: {error}") from None
+    except ValueError:
+        raise UserError(f"{file} is empty: expected a line of headings, then file,label") from None
+    if len(heading) < 2:
+        raise UserError(f"{file} has one column: expected a file name and a label")
+    at = next((heading.index(c) for c in _FILE_COLUMNS if c in heading), 0)
+    for number, line in enumerate(lines, 2):
+        if len(line) != len(heading):
+            raise UserError(
+                f"{file}, line {number}: {len(line)} values under {len(heading)} headings"
+            )
+    rest = [i for i in range(len(heading)) if i != at]
+    return (
+        [heading[i] for i in rest],
+        [[line[at].strip(), *(line[i].strip() for i in rest)] for line in lines],
+    )
+
+
+def _places(ids: Sequence[str]) -> dict[str, int]:
+    """The row of every id and of its last part; -1 where several images share that."""
+    places: dict[str, int] = {}
+    for row, name in enumerate(ids):
+        last = Path(name).name
+        places[last] = -1 if last in places else row
+    for row, name in enumerate(ids):  # the whole id is never in doubt
+        places[name] = row
+    return places
+
+
+def _kind(cells: list[list[str]]) -> Kind:
+    if len(cells[0]) > 1:
+        return "tags" if {v for line in cells for v in line} <= {"0", "1"} else "numbers"
+    values = [line[0] for line in cells]
+    if any(_SEPARATOR.search(value) for value in values):
+        return "tags"
+    if all(value.isdecimal() for value in values) or any(_number(v) is None for v in values):
+        return "classes"
+    return "numbers"
+
+
+def _classes(columns: list[str], cells: list[list[str]], file: str) -> tuple[list[str], Tensor]:
+    if len(columns) > 1:
+        raise UserError(f"{file} has {len(columns)} columns of values: classes stand in one")
+    values = [line[0] for line in cells]
+    numeric = all(value.isdecimal() for value in values)
+    names = sorted(set(values), key=int) if numeric else sorted(set(values))
+    if len(names) < 2:
+        raise UserError(f"{file} has the one class {names[0]!r}: a classifier needs two or more")
+    number = {name: i for i, name in enumerate(names)}
+    return names, torch.tensor([number[value] for value in values])
+
+
+def _tags(columns: list[str], cells: list[list[str]], file: str) -> tuple[list[str], Tensor]:
+    if len(columns) > 1:
+        if not {v for line in cells for v in line} <= {"0", "1"}:
+            raise UserError(f"{file}: tags in columns are 0 or 1, other values are there")
+        return columns, torch.tensor([[float(v) for v in line] for line in cells])
+    lists = [{tag for tag in _SEPARATOR.split(line[0]) if tag} for line in cells]
+    names = sorted(set().union(*lists))
+    return names, torch.tensor([[float(name in tags) for name in names] for tags in lists])
+
+
+def _numbers(columns: list[str], cells: list[list[str]], file: str) -> tuple[list[str], Tensor]:
+    for line in cells:
+        for column, value in zip(columns, line, strict=True):
+            if _number(value) is None:
+                raise UserError(f"{file}: {value!r} in column {column} is not a number")
+    return columns, torch.tensor([[float(v) for v in line] for line in cells])
+
+
+_READERS = {"classes": _classes, "tags": _tags, "numbers": _numbers}
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

@@ -1,0 +1,226 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from barlow.data import open_source
+from barlow.errors import UserError
+from barlow.evaluation.labels import read_labels
+from barlow.evaluation.regression import mean_average_precision, r2, ridge_probe, tag_probe
+from barlow.evaluation.result import Result
+from barlow.evaluation.targets import evaluate_labels
+
+IDS = ["a/1.png", "a/2.png", "b/3.png", "b/4.png"]
+
+
+@pytest.fixture
+def labels(tmp_path):
+    def write(text):
+        (tmp_path / "labels.csv").write_text(text)
+        return tmp_path / "labels.csv"
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """An unlabelled folder of real digits, and what is in each of them."""
+    folder = tmp_path_factory.mktemp("pictures")
+    digits = open_source("mnist5k", "train", in_chans=1, limit=400)
+    for i in range(400):
+        Image.fromarray(digits[i][0].numpy()).save(folder / f"{i:03}.png")
+    ink = torch.stack([digits[i].float().mean() for i in range(400)])
+    return str(folder), digits.labels, ink
+
+
+def test_ridge_is_scikit_learns_with_every_image_left_out_once(digits):
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    x, y, x_test, _ = digits
+    x = x[:300]
+    targets = torch.stack([y[:300].float(), (y[:300] % 3).float() * 100 - 7], 1)
+    found, penalty = ridge_probe(x, targets)
+    from barlow.evaluation.linear import standardisation
+    from barlow.evaluation.regression import PENALTIES
+
+    standardise = standardisation(x)
+    z = (targets - targets.mean(0)) / targets.std(0, correction=0)
+    reference = linear_model.RidgeCV([300 * p for p in PENALTIES]).fit(
+        standardise(x).double().numpy(), z.double().numpy()
+    )
+    assert 300 * penalty == pytest.approx(reference.alpha_)
+    expected = reference.predict(standardise(x_test).double().numpy())
+    expected = expected * targets.std(0, correction=0).numpy() + targets.mean(0).numpy()
+    np.testing.assert_allclose(found(x_test).numpy(), expected, rtol=1e-3, atol=2e-3)
+
+
+def test_a_tag_is_scikit_learns_logistic_regression(digits):
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    from barlow.evaluation.linear import standardisation
+
+    x, y, x_test, _ = digits
+    x, has = x[:400], (y[:400] < 3).float()
+    found, (penalty,) = tag_probe(x, has[:, None])
+    standardise = standardisation(x)
+    # Two columns of weights share the one that binary regression has: half the penalty each.
+    reference = linear_model.LogisticRegression(C=2 / (400 * penalty), tol=1e-8, max_iter=5000)
+    reference.fit(standardise(x).double().numpy(), has.numpy())
+    expected = reference.decision_function(standardise(x_test).double().numpy())
+    np.testing.assert_allclose(found(x_test)[:, 0].numpy(), expected, atol=0.03, rtol=0.02)
+
+
+def test_a_tag_that_all_have_or_none_needs_no_fit():
+    torch.manual_seed(0)
+    x = torch.randn(20, 3)
+    y = torch.stack([torch.ones(20), torch.zeros(20), (x[:, 0] > 0).float()], 1)
+    probe, penalties = tag_probe(x, y)
+    assert penalties[:2] == [None, None]
+    assert (probe(x)[:, 0] > 0).all()
+    assert (probe(x)[:, 1] < 0).all()
+
+
+def test_metrics_are_scikit_learns():
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 12, (80, 5)).astype(np.float32)  # with ties
+    y = (rng.random((80, 5)) < 0.3).astype(np.float32)
+    assert mean_average_precision(torch.tensor(scores), torch.tensor(y)) == pytest.approx(
+        metrics.average_precision_score(y, scores)
+    )
+    numbers = rng.normal(size=(80, 5)).astype(np.float32)
+    assert r2(torch.tensor(numbers), torch.tensor(scores)) == pytest.approx(
+        metrics.r2_score(scores, numbers)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "names", "values"),
+    [
+        ("file,label\n1.png,cat\n4.png,dog\n", "classes", ["cat", "dog"], [0, 1]),
+        ("label,file\n10,1.png\n9,4.png\n", "classes", ["9", "10"], [1, 0]),
+        ("f,tags\na/1.png,sun | sea\n4.png,sea\n", "tags", ["sea", "sun"], [[1, 1], [1, 0]]),
+        ("file,sun,sea\n1.png,1,0\n4.png,0,1\n", "tags", ["sun", "sea"], [[1, 0], [0, 1]]),
+        ("file,age\n1.png,3.5\n4.png,-2\n", "numbers", ["age"], [[3.5], [-2]]),
+        ("file,x,y\n4.png,3,5\n1.png,0,1\n", "numbers", ["x", "y"], [[0, 1], [3, 5]]),
+    ],
+)
+def test_a_file_says_what_it_holds(labels, text, kind, names, values):
+    found = read_labels(labels(text), IDS, "auto")
+    assert (found.kind, found.names, found.rows.tolist()) == (kind, names, [0, 3])
+    assert found.values.tolist() == values
+
+
+def test_lines_of_images_that_are_not_there_are_counted_and_empty_ones_left_out(labels, caplog):
+    text = "file,label\n1.png,cat\n2.png,\n3.png,dog\nz.png,dog\n"
+    found = read_labels(labels(text), IDS, "auto")
+    assert found.rows.tolist() == [0, 2]
+    assert "1 images are not there, first z.png" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        ("", "auto", "is empty"),
+        ("file\n1.png\n", "auto", "has one column"),
+        ("file,label\n1.png,a,b\n", "auto", "line 2: 3 values under 2 headings"),
+        ("file,label\nz.png,a\n", "auto", "labels no image of the source: the first line names z"),
+        ("file,label\n1.png,a\na/1.png,b\n", "auto", "labels a/1.png twice"),
+        ("file,label\n1.png,a\n2.png,a\n", "auto", "has the one class 'a'"),
+        ("file,label\n1.png,a\n2.png,b\n", "numbers", "'a' in column label is not a number"),
+        ("file,p,q\n1.png,a,b\n", "classes", "has 2 columns of values: classes stand in one"),
+        ("file,p,q\n1.png,2,1\n", "tags", "tags in columns are 0 or 1"),
+    ],
+)
+def test_a_file_that_cannot_be_meant_is_refused(labels, text, kind, message):
+    with pytest.raises(UserError, match=message):
+        read_labels(labels(text), IDS, kind)
+
+
+def test_a_name_that_several_images_share_needs_its_folder(labels):
+    ids = ["a/1.png", "b/1.png", "b/2.png"]
+    with pytest.raises(UserError, match=r"several images are called 1\.png"):
+        read_labels(labels("file,label\n1.png,x\n"), ids, "auto")
+    found = read_labels(labels("file,label\na/1.png,x\nb/1.png,y\n"), ids, "auto")
+    assert found.rows.tolist() == [0, 1]
+
+
+def _written(tmp_path, names, values):
+    lines = [f"{i:03}.png,{value}" for i, value in enumerate(values)]
+    (tmp_path / "labels.csv").write_text("\n".join([f"file,{names}", *lines]))
+    return str(tmp_path / "labels.csv")
+
+
+@pytest.mark.parametrize("protocol", ["linear", "knn"])
+def test_tags_and_numbers_of_real_images_are_found(encoder, pictures, tmp_path, protocol):
+    folder, digits, ink = pictures
+    tags = [f"{'even' if d % 2 == 0 else 'odd'}|{'low' if d < 5 else 'high'}" for d in digits]
+    found = evaluate_labels(
+        encoder, folder, _written(tmp_path, "tags", tags), protocol=protocol, baseline="random"
+    )
+    assert found.data["tags"] == ["even", "high", "low", "odd"]
+    assert found["with pretraining"].values["val_map"] > 0.65  # a coin reaches 0.5
+    numbers = _written(tmp_path, "ink", [f"{v:.3f}" for v in ink])
+    found = evaluate_labels(encoder, folder, numbers, protocol=protocol)
+    assert found["with pretraining"].values["val_r2"] > 0.5
+    assert (found.data["train"]["images"], found.data["test"]["images"]) == (320, 80)
+
+
+def test_labels_of_the_test_change_no_choice(encoder, pictures, tmp_path):
+    folder, _, ink = pictures
+    honest = evaluate_labels(
+        encoder, folder, _written(tmp_path, "ink", ink.tolist()), kind="numbers"
+    ).rows[0]
+    from barlow.evaluation.targets import _DIVISION, key, permutation
+
+    test = permutation(400, key(0, _DIVISION))[:80]
+    ink = ink.clone()
+    ink[test] = ink[test[torch.randperm(80)]]
+    leaky = evaluate_labels(
+        encoder, folder, _written(tmp_path, "ink", ink.tolist()), kind="numbers"
+    ).rows[0]
+    assert honest.chosen == leaky.chosen
+    assert honest.values["train_r2"] == leaky.values["train_r2"]
+    assert leaky.values["val_r2"] < 0 < honest.values["val_r2"]
+
+
+def test_classes_from_a_file_are_measured_as_any_and_kept_in_the_run(encoder, pictures, tmp_path):
+    from barlow.share import save_encoder
+
+    run = tmp_path / "run"
+    save_encoder(encoder, run / "encoder")
+    (run / "config.yaml").write_text("")
+    folder, digits, _ = pictures
+    file = _written(tmp_path, "label", digits.tolist())
+    found = evaluate_labels(str(run), folder, file)
+    assert list(found.rows[0].values) == [
+        "train_loss", "train_top1", "val_loss", "val_top1", "val_top5",
+    ]  # fmt: skip
+    (kept,) = (run / "evaluation").iterdir()
+    assert Result.load(kept) == found
+    assert json.loads(found.to_json())["data"]["kind"] == "classes"
+
+
+def test_a_test_source_of_its_own_is_aligned_by_name(encoder, pictures, tmp_path):
+    folder, digits, _ = pictures
+    train = _written(tmp_path, "label", ["abcdefghij"[d] for d in digits])
+    few = tmp_path / "few.csv"
+    few.write_text("\n".join(["file,label", *(f"{i:03}.png,{'bj'[i % 2]}" for i in range(9))]))
+    found = evaluate_labels(encoder, folder, train, folder, str(few))
+    assert found.data["test"]["images"] == 9
+    few.write_text("file,label\n000.png,z\n001.png,a\n")
+    with pytest.raises(UserError, match="have class 'z', which the training labels do not have"):
+        evaluate_labels(encoder, folder, train, folder, str(few))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"protocol": "finetune"}, "there are linear, knn"),
+        ({"baseline": "pixels"}, "no baseline 'pixels'"),
+        ({"batch_size": 0}, "batch size is 0"),
+    ],
+)
+def test_mistakes_are_named(encoder, options, message):
+    with pytest.raises(UserError, match=message):
+        evaluate_labels(encoder, "mnist5k", "labels.csv", **options)
