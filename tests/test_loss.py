@@ -285,7 +285,7 @@ def reference_regulariser(z1, z2, mixed, order, mix, lambd):
     for z in (z1, z2):
         expected = mix * correlation(z1, z) + (1 - mix) * correlation(z2[order], z)
         total = total + (correlation(mixed, z) - expected).square().sum()
-    return lambd / 2 * total
+    return lambd * total
 
 
 @pytest.mark.parametrize(("n", "d"), [(12, 40), (40, 12)])
