@@ -140,7 +140,7 @@ def contestant(name: str, pipe: Connection) -> None:
 def measure(seconds: float) -> dict[str, list[float]]:
     """Samples a second of every round, by contestant; `seconds` is the time each gets in all.
 
-    One process each: changing the number of threads within one slows torch's thread pool.
+    One process each, so that each has its own number of threads from its start.
     """
     spawn = multiprocessing.get_context("spawn")
     pipes = {}
