@@ -53,7 +53,7 @@ def test_a_feature_that_never_changes_is_of_no_effect():
 
 def test_the_penalty_is_chosen_near_the_best_of_the_grid(digits):
     x, y, *_ = digits
-    half = torch.arange(len(x)) % 10 < 1
+    half = torch.arange(len(x)) < 400
     x = standardisation(x[half])(x)
     chosen = choose_penalty(x[half], y[half], 10)
 
