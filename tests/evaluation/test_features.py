@@ -88,3 +88,23 @@ def test_features_that_are_not_finite_are_refused(encoder, source):
     broken.register_forward_hook(lambda *_: torch.full((60, 3), torch.nan))
     with pytest.raises(UserError, match="not finite"):
         features_of(broken, source)
+
+
+def _on_a_rank(rank, world_size, encoder, folder):
+    source = open_source("mnist5k", "test", in_chans=1, limit=31)
+    seen = []
+    handle = encoder.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    x, rows = features_of(encoder, source, cache=folder / str(rank))  # rank 1 keeps nothing
+    again, _ = features_of(encoder, source, cache=folder / str(rank))
+    handle.remove()
+    return x, rows, sum(seen), bool(torch.equal(x, again))
+
+
+def test_ranks_share_the_work_and_have_all_features(encoder, on_ranks, tmp_path):
+    source = open_source("mnist5k", "test", in_chans=1, limit=31)
+    expected, _ = extract(encoder, source)
+    (a, rows, images, _), (b, _, others, _) = on_ranks(2, _on_a_rank, encoder, tmp_path)
+    torch.testing.assert_close(a, expected, atol=1e-5, rtol=1e-4)
+    assert torch.equal(a, b)
+    assert torch.equal(rows, torch.arange(31))
+    assert {images, others} == {2 * 16, 2 * 15}

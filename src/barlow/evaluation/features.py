@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -60,12 +61,29 @@ def features_of(
     path = None
     if cache is not None:
         path = cache / f"{_fingerprint(encoder, part)}.safetensors"
-        if (kept := _read(path)) is not None:
+        kept = _read(path)
+        # Either all ranks read or all compute: the folder need not be the same on every machine.
+        if all(_gathered(kept is not None)) and kept is not None:
             return kept[0], rows[kept[1]]
-    x, read = extract(encoder, part, batch_size)
-    if path is not None:
+    x, read = _extract_together(encoder, part, batch_size)
+    if path is not None and _rank() == 0:
         _keep(path, x, read)
     return x, rows[read]
+
+
+def _extract_together(encoder: nn.Module, source: Source, batch_size: int) -> tuple[Tensor, Tensor]:
+    """`extract`, every rank a share of the images; all ranks have all features."""
+    rows = torch.arange(_rank(), len(source), _world_size())
+    if len(rows) == len(source):
+        return extract(encoder, source, batch_size)
+    mine = (torch.empty(0), rows)
+    if len(rows):
+        x, read = extract(encoder, part_of(source, rows), batch_size)
+        mine = (x, rows[read])
+    found = _gathered(mine)
+    x, rows = torch.cat([x for x, _ in found]), torch.cat([r for _, r in found])
+    order = rows.argsort()
+    return x[order], rows[order]
 
 
 def extract(encoder: nn.Module, source: Source, batch_size: int = 256) -> tuple[Tensor, Tensor]:
@@ -141,6 +159,23 @@ def part_of(source: Source, rows: Tensor) -> Source:
 def cache_folder() -> Path:
     """Where features are kept: $BARLOW_CACHE, by default ~/.cache/barlow/features."""
     return Path(os.environ.get("BARLOW_CACHE") or "~/.cache/barlow/features").expanduser()
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _gathered(value: Any) -> list[Any]:
+    """The value of every rank."""
+    if _world_size() == 1:
+        return [value]
+    every: list[Any] = [None] * _world_size()
+    dist.all_gather_object(every, value)
+    return every
 
 
 class _Chosen:
