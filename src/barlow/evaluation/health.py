@@ -1,0 +1,173 @@
+"""The health of a representation, measured without a single label."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from barlow.address import key
+from barlow.data import Preprocess, Source, open_source
+from barlow.data.decode import BrokenImage
+from barlow.errors import UserError
+from barlow.evaluation.features import extract, part_of
+from barlow.evaluation.protocols import WITH, WITHOUT, module_of, save_in_run
+from barlow.evaluation.result import Result, Row, environment, plain
+from barlow.evaluation.spectrum import (
+    alignment,
+    alpha_req,
+    effective_rank,
+    lidar,
+    mean_off_diagonal,
+    rankme,
+    spectrum,
+    uniformity,
+)
+from barlow.views import TwoViews
+
+_PAIRS = 2_000  # images for uniformity, which looks at all pairs of them
+_VIEWED = 500  # images for LiDAR and alignment
+_STREAM = 105
+
+
+def health(
+    encoder: str | Path | nn.Module,
+    source: str,
+    *,
+    baseline: Literal["random"] | None = None,
+    images: int = 5_000,
+    views: int = 10,
+    preset: str | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> Result:
+    """Measure a representation without labels.
+
+    Args:
+        encoder: a run, a checkpoint, a timm folder, or a module with its `preprocess`.
+        source: images; of one with splits the test or validation split.
+        baseline: "random" for the same architecture, not trained, in the same table.
+        images: at most so many of them, spread evenly over the source.
+        views: of each of 500 images for LiDAR and alignment, two or more.
+        preset: of those views; by default the run's own, else "small" up to 64 pixels and "paper"
+            above.
+        seed: of the views and of the random baseline.
+        batch_size: images at a time.
+
+    Returns:
+        A result with the numbers of `barlow.evaluation.spectrum`; each row's `chosen` has the
+        spectrum. For an encoder from a run it is also saved in `RUN/evaluation/`.
+
+    Raises:
+        UserError: if there are fewer than three images, or an option is out of range.
+    """
+    from barlow.encoders import fresh_copy
+
+    if baseline not in (None, "random"):
+        raise UserError(f"no baseline {baseline!r} for health: there is random")
+    if views < 2 or images < 3 or batch_size < 1:
+        raise UserError(
+            f"health of {images} images with {views} views at batch size {batch_size}: "
+            "give at least 3, 2 and 1"
+        )
+    module = module_of(encoder)
+    preprocess = getattr(module, "preprocess", None)
+    if not isinstance(preprocess, Preprocess):
+        raise UserError(f"this {type(module).__name__} has no preprocess: use barlow.load_encoder")
+    whole = open_source(source, "test", in_chans=preprocess.in_chans)
+    chosen = _spread(whole, images)
+    if len(chosen) < 3:
+        raise UserError(f"{source} has {len(chosen)} images: health needs three or more")
+    two_views = _two_views(encoder, preprocess, preset)
+    named = [(WITHOUT, fresh_copy(module, seed))] if baseline else []
+    rows = []
+    for name, one in [*named, (WITH, module)]:
+        x, _ = extract(one, chosen, batch_size)
+        drawn = _features_of_views(one, _spread(chosen, _VIEWED), two_views, views, seed)
+        rows.append(_row(name, x, drawn))
+    settings = {"source": source, "images": images, "views": views, "preset": preset, "seed": seed}
+    told = type(encoder).__name__ if isinstance(encoder, nn.Module) else str(encoder)
+    result = Result(
+        "health",
+        tuple(rows),
+        plain({"encoder": told, **settings}),
+        {"source": {"name": source, "images": len(chosen), "fingerprint": chosen.fingerprint}},
+        environment(),
+    )
+    save_in_run(result, encoder)
+    return result
+
+
+def _row(name: str, x: Tensor, drawn: Tensor) -> Row:
+    values = {
+        "features": float(x.shape[1]),
+        "RankMe": rankme(x),
+        "effective rank": effective_rank(x),
+        "alpha-ReQ": alpha_req(x),
+        "LiDAR": lidar(drawn),
+        "uniformity": uniformity(x[:_PAIRS]),
+        "alignment": alignment(drawn[:, 0], drawn[:, 1]),
+        "off-diagonal": mean_off_diagonal(x),
+    }
+    return Row(name, values, chosen={"spectrum": [float(f"{v:.6g}") for v in spectrum(x).tolist()]})
+
+
+def _spread(source: Source, number: int) -> Source:
+    """At most so many images, from everywhere: sources are often sorted by class."""
+    number = min(number, len(source))
+    return part_of(source, torch.arange(number) * len(source) // number)
+
+
+def _two_views(
+    encoder: str | Path | nn.Module, preprocess: Preprocess, preset: str | None
+) -> TwoViews:
+    """The views the run was trained with, where there is one and nothing else is asked for."""
+    from barlow.run import Run
+
+    changes: dict[str, Any] = {}
+    if preset is None:
+        preset = "small" if preprocess.image_size <= 64 else "paper"
+        if not isinstance(encoder, nn.Module) and (run := Run(Path(encoder))).config_file.exists():
+            settings = run.settings()
+            preset = settings.view_preset
+            changes = {"view1": settings.view1, "view2": settings.view2}
+    return TwoViews(
+        preprocess.image_size,
+        preset,
+        in_chans=preprocess.in_chans,
+        mean=preprocess.mean,
+        std=preprocess.std,
+        **changes,
+    )
+
+
+def _features_of_views(
+    encoder: nn.Module, source: Source, two_views: TwoViews, views: int, seed: int
+) -> Tensor:
+    """Features of augmented images, `(N, V, F)`, of the first and second view in turns."""
+    device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
+    was_training = [module for module in encoder.modules() if module.training]
+    encoder.eval()
+    found = []
+    for start in range(0, len(source), 100):
+        images, position = [], []
+        for i in range(start, min(start + 100, len(source))):
+            try:
+                images.append(source[i])
+                position.append(i)
+            except BrokenImage as error:
+                source.skip(i, str(error))
+        if not images:
+            continue
+        at = torch.tensor(position)
+        of_batch: list[Tensor] = []
+        for pair in range((views + 1) // 2):
+            stream = key(seed, _STREAM, pair)
+            crops = two_views.crop(images, stream, at)
+            for view in two_views.finish(*crops, stream, at):  # (n, C, S, S)
+                with torch.inference_mode():
+                    of_batch.append(encoder(view.to(device)).float().cpu())
+        found.append(torch.stack(of_batch[:views], 1))  # (n, V, F)
+    for module in was_training:
+        module.training = True
+    return torch.cat(found).clone()
