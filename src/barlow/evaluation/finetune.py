@@ -12,7 +12,7 @@ from barlow.errors import TrainingError, UserError
 from barlow.evaluation.classifier import Classifier, refuse_other, save_classifier, scores_of
 from barlow.evaluation.features import part_of
 from barlow.evaluation.metrics import classification, right
-from barlow.evaluation.protocols import WITH, WITHOUT, _data, save_in_run
+from barlow.evaluation.protocols import WITH, WITHOUT, _data, save_in_run, view_preset
 from barlow.evaluation.result import Result, Row, environment, pack, plain
 from barlow.evaluation.subsets import split
 from barlow.evaluation.task import Part, Task, few_labels, open_task
@@ -92,7 +92,7 @@ def finetune(
     if epochs is None:
         steps = -(-len(parts[0].rows) // batch_size)
         epochs = max(_EPOCHS, -(-_STEPS // steps))
-    training = _Training(epochs, batch_size, views or _views_of(encoder), task.classes)
+    training = _Training(epochs, batch_size, views or view_preset(encoder), task.classes)
     rows = []
     for name in [WITHOUT, WITH] if baseline else [WITH]:
         row, classifier = _row(name, module, parts, task.test, training, rate, seed)
@@ -190,17 +190,6 @@ def _scores(classifier: Classifier, part: Part, batch_size: int) -> tuple[Tensor
     found = list(scores_of(classifier, part_of(part.source, part.rows), batch_size))
     rows = part.rows[torch.cat([r for _, r in found])]
     return torch.cat([s for s, _ in found]), part.known(rows)
-
-
-def _views_of(encoder: str | nn.Module) -> str:
-    """The preset a run was pretrained with: whether a mirrored image is the same is known there."""
-    file = Path(encoder) / "config.yaml" if isinstance(encoder, str) else None
-    if file is None or not file.exists():
-        return "small"
-    import yaml
-
-    settings = yaml.safe_load(file.read_text()) or {}
-    return str(settings.get("views", "small"))
 
 
 def _load(encoder: str | nn.Module) -> nn.Module:

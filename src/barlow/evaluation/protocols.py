@@ -13,7 +13,7 @@ from barlow.data import Preprocess
 from barlow.errors import UserError
 from barlow.evaluation.features import cache_folder, features_of, pixels_of
 from barlow.evaluation.knn import knn_scores
-from barlow.evaluation.linear import logistic_probe
+from barlow.evaluation.linear import LinearClassifier, logistic_probe
 from barlow.evaluation.metrics import classification, right
 from barlow.evaluation.result import Result, Row, environment, pack, plain
 from barlow.evaluation.sgd import sgd_probe
@@ -38,6 +38,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 256,
     limit: int | None = None,
+    augment: bool = False,
     cache: bool = True,
 ) -> Result:
     """Measure what an encoder is worth on labelled images.
@@ -58,6 +59,8 @@ def evaluate(
         seed: chooses the labels, orders the images, initialises the random baseline.
         batch_size: images at a time through the encoder.
         limit: use only the first so many images of each source.
+        augment: for "linear": SGD on crops and flips drawn anew every epoch, as the papers do, by
+            default 100 epochs; every epoch runs the encoder over all training images.
         cache: keep features in $BARLOW_CACHE, by default ~/.cache/barlow/features.
 
     Returns:
@@ -72,7 +75,9 @@ def evaluate(
     if batch_size < 1:
         raise UserError(f"batch size is {batch_size}: give 1 or more")
     baselines = _baselines(baseline)
-    module = _encoder(encoder)
+    if augment and (protocol != "linear" or "pixels" in baselines):
+        raise UserError("augment is for the protocol linear, of encoders: leave it or pixels out")
+    module = module_of(encoder)
     task = open_task(train, test, _in_chans(module), limit)
     task = Task(
         few_labels(task.train, label_fraction, labels_per_class, task.classes, seed),
@@ -81,12 +86,14 @@ def evaluate(
     )
     kept = cache_folder() if cache else None
     rows: list[Row] = []
-    for name, extract in _encoders(module, baselines, seed, batch_size, kept):
+    for name, one, extract in _encoders(module, baselines, seed, batch_size, kept):
         x_train, y_train = _labelled(extract, task.train)
         x_test, y_test = _labelled(extract, task.test)
-        rows += PROTOCOLS[protocol](
-            name, x_train, y_train, x_test, y_test, len(task.classes), epochs, seed
-        )
+        shared = (x_train, y_train, x_test, y_test, len(task.classes))
+        if augment:
+            rows += _augmented(name, one, task.train, *shared, epochs, seed, view_preset(encoder))
+        else:
+            rows += PROTOCOLS[protocol](name, *shared, epochs, seed)
     result = Result(
         protocol,
         tuple(rows),
@@ -115,10 +122,42 @@ def _linear(
     else:
         classifier, rate = sgd_probe(x_train, y_train, classes, epochs, seed=seed)
         chosen = {"rate": rate}
+    return [_measured(name, classifier, x_train, y_train, x_test, y_test, chosen)]
+
+
+def _augmented(
+    name: str,
+    encoder: nn.Module,
+    part: Part,
+    x_train: Tensor,
+    y_train: Tensor,
+    x_test: Tensor,
+    y_test: Tensor,
+    classes: int,
+    epochs: int | None,
+    seed: int,
+    views: str,
+) -> list[Row]:
+    from barlow.evaluation.augmented import augmented_probe
+
+    epochs = 100 if epochs is None else epochs  # Zbontar et al. 2021, appendix A
+    classifier, rate = augmented_probe(encoder, part, classes, epochs, seed=seed, views=views)
+    return [_measured(name, classifier, x_train, y_train, x_test, y_test, {"rate": rate})]
+
+
+def _measured(
+    name: str,
+    classifier: LinearClassifier,
+    x_train: Tensor,
+    y_train: Tensor,
+    x_test: Tensor,
+    y_test: Tensor,
+    chosen: dict[str, Any],
+) -> Row:
     scores = classifier(x_test)
     values = classification(classifier(x_train), y_train, "train")
     values |= classification(scores, y_test, "val")
-    return [Row(name, values, chosen=chosen, correct=pack(right(scores, y_test)))]
+    return Row(name, values, chosen=chosen, correct=pack(right(scores, y_test)))
 
 
 def _knn(
@@ -150,8 +189,8 @@ PROTOCOLS: dict[str, Callable[..., list[Row]]] = {"linear": _linear, "knn": _knn
 
 def _encoders(
     encoder: nn.Module, baselines: list[str], seed: int, batch_size: int, kept: Path | None
-) -> list[tuple[str, Extract]]:
-    """A name and a way to features for each line of the table, baselines first."""
+) -> list[tuple[str, nn.Module, Extract]]:
+    """A name, the encoder and a way to features for each line of the table, baselines first."""
     from barlow.encoders import fresh_copy
 
     def of(module: nn.Module) -> Extract:
@@ -164,15 +203,17 @@ def _encoders(
         assert isinstance(preprocess, Preprocess)
         return pixels_of(part.source, part.rows, preprocess, batch_size)
 
-    found: list[tuple[str, Extract]] = []
+    found: list[tuple[str, nn.Module, Extract]] = []
     for baseline in baselines:
         if baseline == "random":
-            found.append((WITHOUT, of(fresh_copy(encoder, seed))))
+            fresh = fresh_copy(encoder, seed)
+            found.append((WITHOUT, fresh, of(fresh)))
         elif baseline == "supervised":
-            found.append(("supervised weights", of(_supervised(encoder))))
+            supervised = _supervised(encoder)
+            found.append(("supervised weights", supervised, of(supervised)))
         else:
-            found.append(("raw pixels", pixels))
-    return [*found, (WITH, of(encoder))]
+            found.append(("raw pixels", nn.Flatten(), pixels))
+    return [*found, (WITH, encoder, of(encoder))]
 
 
 def _labelled(extract: Extract, part: Part) -> tuple[Tensor, Tensor]:
@@ -194,12 +235,22 @@ def _supervised(encoder: nn.Module) -> nn.Module:
     return module
 
 
-def _encoder(encoder: str | Path | nn.Module) -> nn.Module:
+def module_of(encoder: str | Path | nn.Module) -> nn.Module:
+    """The encoder itself, loaded if a place is given."""
     if isinstance(encoder, nn.Module):
         return encoder
     from barlow.share import load_encoder
 
     return load_encoder(encoder)
+
+
+def view_preset(encoder: str | Path | nn.Module) -> str:
+    """The preset of views a run was trained with: it knows whether a mirrored image is the same."""
+    from barlow.run import Run
+
+    if not isinstance(encoder, nn.Module) and (run := Run(Path(encoder))).config_file.exists():
+        return run.settings().view_preset
+    return "small"
 
 
 def _in_chans(encoder: nn.Module) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from barlow.address import key, permutation
 from barlow.errors import UserError
@@ -12,7 +13,53 @@ from barlow.evaluation.subsets import split
 
 # For standardised features and batches of 256, on a logarithmic grid.
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-_ORDER, _SWEEP = 103, 104
+RATE_UNCHOSEN = 1e-2  # where there is no second image of a class to hold out
+_ORDER, _SWEEP = 103, 104  # separate streams of random numbers
+_MOMENTUM = 0.9
+_DECAY = 1e-6  # Zbontar et al. 2021, appendix A
+
+
+class Descent:
+    """Linear classifiers at several rates, trained side by side on the same batches.
+
+    SGD with momentum 0.9; the rates fall to zero along a cosine.
+
+    Args:
+        features: F.
+        classes: C.
+        rates: G of them.
+    """
+
+    def __init__(self, features: int, classes: int, rates: Sequence[float]) -> None:
+        self._parameters = torch.zeros(len(rates), features + 1, classes)  # the last row: the bias
+        self._velocity = torch.zeros_like(self._parameters)
+        self._slope = torch.empty_like(self._parameters)
+        self._rates = torch.tensor(rates).view(-1, 1, 1)
+
+    def step(self, x: Tensor, y: Tensor, done: float) -> None:
+        """One step of all of them.
+
+        Args:
+            x: `(B, F + 1)` float32, standardised, with a last column of ones.
+            y: `(B,)` int64.
+            done: share of the training that lies behind, for the cosine.
+        """
+        p = torch.matmul(x, self._parameters).softmax(2)  # (G, B, C)
+        p[:, torch.arange(len(y)), y] -= 1
+        torch.matmul(x.T, p, out=self._slope)
+        self._slope.div_(len(y)).add_(self._parameters, alpha=_DECAY)
+        self._velocity.mul_(_MOMENTUM).add_(self._slope)
+        factor = 0.5 * (1 + torch.cos(torch.tensor(done * torch.pi)))
+        self._parameters.sub_(self._velocity * (self._rates * factor))
+
+    def classifier(self, rate: int) -> LinearClassifier:
+        """The classifier of one of the rates, by its number."""
+        return LinearClassifier(self._parameters[rate, :-1], self._parameters[rate, -1])
+
+    def best(self, x: Tensor, y: Tensor) -> int:
+        """The number of the rate with the lowest cross-entropy on `(N, F)` and `(N,)`."""
+        losses = [float(F.cross_entropy(self.classifier(g)(x), y)) for g in range(len(self._rates))]
+        return min(range(len(losses)), key=lambda g: losses[g] if losses[g] == losses[g] else 1e30)
 
 
 def sgd_probe(
@@ -23,13 +70,11 @@ def sgd_probe(
     rate: float | None = None,
     seed: int = 0,
     batch_size: int = 256,
-    weight_decay: float = 1e-6,
 ) -> tuple[LinearClassifier, float]:
-    """Train a linear classifier on features by SGD with momentum 0.9 and a cosine to zero.
+    """Train a linear classifier on features by SGD.
 
     Batches, epochs, decay and schedule are the linear evaluation of Zbontar et al. 2021
-    (appendix A); the rate is chosen among `RATES` on a tenth of the training images, held out,
-    all rates being trained side by side.
+    (appendix A); the rate is chosen among `RATES` on a tenth of the training images, held out.
 
     Args:
         x: `(M, F)` float32, training features as the encoder gives them.
@@ -39,7 +84,6 @@ def sgd_probe(
         rate: skips the choice.
         seed: of the order and the division.
         batch_size: images a step.
-        weight_decay: on the weights and the bias.
 
     Returns:
         A classifier for features as the encoder gives them, and the rate.
@@ -52,56 +96,27 @@ def sgd_probe(
     standardise = standardisation(x)
     x = standardise(x)
 
-    def train(x: Tensor, y: Tensor, rates: Sequence[float], stream: int) -> tuple[Tensor, Tensor]:
-        return _train(x, y, classes, rates, epochs, key(seed, stream), batch_size, weight_decay)
+    def train(x: Tensor, y: Tensor, rates: Sequence[float], stream: int) -> Descent:
+        descent = Descent(x.shape[1], classes, rates)
+        x = with_ones(x)
+        size = min(batch_size, len(x))
+        steps = len(x) // size
+        for epoch in range(epochs):
+            order = permutation(len(x), key(seed, stream, epoch))
+            for step in range(steps):
+                chosen = order[step * size : (step + 1) * size]
+                descent.step(x[chosen], y[chosen], (epoch * steps + step) / (epochs * steps))
+        return descent
 
     if rate is None:
         fit, held_out = split(y, 0.1, seed)
-        rate = RATES[2]
+        rate = RATE_UNCHOSEN
         if len(held_out):
-            weight, bias = train(x[fit], y[fit], RATES, _SWEEP)
-            scores = torch.einsum("nf,gfc->gnc", x[held_out], weight) + bias
-            losses = [float(torch.nn.functional.cross_entropy(s, y[held_out])) for s in scores]
-            rate = RATES[min(range(len(RATES)), key=lambda g: _finite(losses[g]))]
-    weight, bias = train(x, y, [rate], _ORDER)
-    return fold_in(LinearClassifier(weight[0], bias[0, 0]), standardise), rate
+            swept = train(x[fit], y[fit], RATES, _SWEEP)
+            rate = RATES[swept.best(x[held_out], y[held_out])]
+    return fold_in(train(x, y, [rate], _ORDER).classifier(0), standardise), rate
 
 
-def _finite(loss: float) -> float:
-    return loss if loss == loss else float("inf")
-
-
-def _train(
-    x: Tensor,
-    y: Tensor,
-    classes: int,
-    rates: Sequence[float],
-    epochs: int,
-    seed: int,
-    batch_size: int,
-    weight_decay: float,
-) -> tuple[Tensor, Tensor]:
-    """Weights `(G, F, C)` and biases `(G, 1, C)`, one classifier a rate, on the same batches."""
-    batch_size = min(batch_size, len(x))
-    steps = len(x) // batch_size
-    parameters = x.new_zeros(len(rates), x.shape[1] + 1, classes)  # the last row is the bias
-    velocity = torch.zeros_like(parameters)
-    slope = torch.empty_like(parameters)
-    rate = torch.tensor(rates).view(-1, 1, 1)
-    x = torch.cat([x, x.new_ones(len(x), 1)], 1)
-    rows = torch.arange(batch_size)
-    for epoch in range(epochs):
-        order = permutation(len(x), key(seed, epoch))
-        for step in range(steps):
-            chosen = order[step * batch_size : (step + 1) * batch_size]
-            batch = x[chosen]  # (B, F + 1)
-            p = torch.matmul(batch, parameters).softmax(2)  # (G, B, C)
-            p[:, rows, y[chosen]] -= 1
-            torch.matmul(batch.T, p, out=slope)
-            slope.div_(batch_size).add_(parameters, alpha=weight_decay)
-            velocity.mul_(0.9).add_(slope)
-            done = (epoch * steps + step) / (epochs * steps)
-            parameters.sub_(
-                velocity * (rate * 0.5 * (1 + torch.cos(torch.tensor(done * torch.pi))))
-            )
-    return parameters[:, :-1], parameters[:, -1:]
+def with_ones(x: Tensor) -> Tensor:
+    """`(N, F)` to `(N, F + 1)`: the bias is the weight of a feature that is always one."""
+    return torch.cat([x, x.new_ones(len(x), 1)], 1)

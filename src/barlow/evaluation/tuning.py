@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from barlow.address import key, permutation
-from barlow.data import memory
+from barlow.data import Preprocess, memory
 from barlow.data.decode import BrokenImage
 from barlow.errors import TrainingError
-from barlow.evaluation.classifier import Classifier, preprocess_of
+from barlow.evaluation.classifier import Classifier
 from barlow.evaluation.features import features_of, part_of
 from barlow.evaluation.linear import LinearClassifier, logistic_probe
 from barlow.evaluation.task import Part
@@ -71,8 +71,8 @@ def tune(
     )
     for group in optimiser.param_groups:
         group["initial_lr"] = group["lr"]
-    draw = geometry(classifier, views).to(device)
-    images = _Images(part, draw)
+    draw = geometry(encoder, views).to(device)
+    images = Images(part, draw)
     starts = _starts(len(part.rows), batch_size)
     steps, step = epochs * len(starts), 0
     with torch.random.fork_rng():
@@ -84,7 +84,8 @@ def tune(
                 for group in optimiser.param_groups:
                     factor = warmup_cosine(step + 1, steps=steps, warmup=int(_WARMUP * steps))
                     group["lr"] = group["initial_lr"] * factor
-                batch, y = images.draw(order[start:end], key(seed, _VIEWS, epoch), start)
+                batch, chosen = images.draw(order[start:end], key(seed, _VIEWS, epoch), start)
+                y = part.y[chosen]
                 step += 1
                 if len(y) < 2:  # batch norm has no variance of one image
                     continue
@@ -100,9 +101,10 @@ def tune(
     return classifier.eval()
 
 
-def geometry(classifier: Classifier, views: str) -> TwoViews:
+def geometry(encoder: nn.Module, views: str) -> TwoViews:
     """The crops, flips and turns of a preset, without what changes colours and sharpness."""
-    preprocess = preprocess_of(classifier)
+    preprocess = encoder.preprocess
+    assert isinstance(preprocess, Preprocess)
     plain = {"jitter": 0.0, "greyscale": 0.0, "blur": 0.0, "solarise": 0.0, "noise": 0.0}
     return TwoViews(
         preprocess.image_size,
@@ -115,16 +117,16 @@ def geometry(classifier: Classifier, views: str) -> TwoViews:
     )
 
 
-class _Images:
+class Images:
     """Labelled images by number: decoded once where they fit in memory, else when asked for."""
 
     def __init__(self, part: Part, views: TwoViews) -> None:
-        self._part, self._views = part, views
+        self._views = views
         self._source = part_of(part.source, part.rows)
         self._held = memory.load(self._source, memory.default_budget(), views.image_size)
 
     def draw(self, chosen: Tensor, key: int, start: int) -> tuple[Tensor, Tensor]:
-        """Views `(B, C, S, S)` and labels `(B,)`; images that cannot be read are left out."""
+        """Views `(B, C, S, S)` of the chosen images, and which they are: those that can be read."""
         images: Tensor | list[Tensor]
         if self._held is not None:
             decoded, replacement = self._held
@@ -142,7 +144,7 @@ class _Images:
         position = torch.arange(start, start + len(chosen))
         crops = self._views.crop(images, key, position)
         view, _ = self._views.finish(*crops, key, position)
-        return view, self._part.y[chosen]
+        return view, chosen
 
 
 def _starts(images: int, batch_size: int) -> list[tuple[int, int]]:

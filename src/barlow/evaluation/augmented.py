@@ -1,0 +1,93 @@
+"""The papers' linear probe as they run it: every epoch sees other crops of the images."""
+
+import torch
+from torch import Tensor, nn
+
+from barlow.address import key, permutation
+from barlow.errors import UserError
+from barlow.evaluation.features import features_of
+from barlow.evaluation.linear import LinearClassifier, fold_in, standardisation
+from barlow.evaluation.sgd import RATE_UNCHOSEN, RATES, Descent, with_ones
+from barlow.evaluation.subsets import split
+from barlow.evaluation.task import Part
+from barlow.evaluation.tuning import Images, geometry
+
+_ORDER, _VIEWS = 108, 109  # separate streams of random numbers
+
+
+def augmented_probe(
+    encoder: nn.Module,
+    part: Part,
+    classes: int,
+    epochs: int = 100,
+    rate: float | None = None,
+    seed: int = 0,
+    views: str = "small",
+    batch_size: int = 256,
+) -> tuple[LinearClassifier, float]:
+    """Train a linear classifier on the frozen encoder's features of random crops and flips.
+
+    Zbontar et al. 2021, appendix A. The encoder runs over every image once an epoch, whatever the
+    number of rates: those on trial learn from nine tenths of a batch, and beside them as many
+    learn from all of it, so that nothing is trained again once the rate is chosen.
+
+    Args:
+        encoder: frozen, in eval mode meanwhile.
+        part: labelled training images.
+        classes: C.
+        epochs: passes over the images.
+        rate: skips the choice.
+        seed: of the order, the crops and the division.
+        views: preset whose crops, flips and turns are drawn.
+        batch_size: images a step.
+
+    Returns:
+        A classifier for features as the encoder gives them, and the rate.
+
+    Raises:
+        UserError: if `epochs` is below 1.
+    """
+    if epochs < 1:
+        raise UserError(f"epochs is {epochs}: with augmentation, give 1 or more")
+    # Of the images as they are, which is how the classifier will meet the test's.
+    x, rows = features_of(encoder, part.source, part.rows, batch_size=batch_size)
+    part = Part(part.source, rows, part.known(rows))
+    standardise = standardisation(x)
+    x = standardise(x)
+    rates = RATES if rate is None else (rate,)
+    held_out = torch.zeros(len(rows), dtype=torch.bool)
+    if rate is None:
+        held_out[split(part.y, 0.1, seed)[1]] = True
+    trial, final = (Descent(x.shape[1], classes, rates) for _ in range(2))
+    images = Images(part, geometry(encoder, views))
+    size = min(batch_size, len(rows))
+    steps = len(rows) // size
+    was_training = [module for module in encoder.modules() if module.training]
+    encoder.eval()
+    for epoch in range(epochs):
+        order = permutation(len(rows), key(seed, _ORDER, epoch))
+        for step in range(steps):
+            chosen = order[step * size : (step + 1) * size]
+            done = (epoch * steps + step) / (epochs * steps)
+            batch, kept = images.draw(chosen, key(seed, _VIEWS, epoch), step * size)
+            z = with_ones(standardise(_features(encoder, batch)))  # (B, F + 1)
+            y, learns = part.y[kept], ~held_out[kept]
+            final.step(z, y, done)
+            if held_out.any() and learns.any():
+                trial.step(z[learns], y[learns], done)
+    for module in was_training:
+        module.training = True
+    if rate is not None:
+        best = 0
+    elif held_out.any():
+        best = trial.best(x[held_out], part.y[held_out])
+    else:
+        best = RATES.index(RATE_UNCHOSEN)
+    return fold_in(final.classifier(best), standardise), rates[best]
+
+
+def _features(encoder: nn.Module, batch: Tensor) -> Tensor:
+    device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
+    with torch.inference_mode():
+        y: Tensor = encoder(batch.to(device)).float().cpu()
+    return y.clone()  # the original is of inference only
