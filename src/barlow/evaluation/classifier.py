@@ -98,7 +98,8 @@ def load_classifier(folder: str | Path) -> Classifier:
     folder = Path(folder)
     if not (folder / "classifier.json").exists():
         raise UserError(
-            f"no classifier in {folder}: make one with `barlow finetune ENCODER --out {folder}`"
+            f"no classifier in {folder}: make one with `barlow evaluate ENCODER "
+            f"--train SOURCE --protocol finetune --out {folder}`"
         )
     try:
         told = json.loads((folder / "classifier.json").read_text())
