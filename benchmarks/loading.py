@@ -239,22 +239,25 @@ def first_batch(source: Path) -> dict[str, Any]:
     }
 
 
-def many_files(n: int) -> dict[str, Any]:
-    """`first_batch` of n tiny files, a thousand a folder."""
+def many_files(n: int, keep: Path | None) -> dict[str, Any]:
+    """`first_batch` of n tiny files, a thousand a folder; of those in `keep` if it exists."""
+    if keep and keep.is_dir():
+        return first_batch(keep)
     rng = np.random.default_rng(0)
     tiny = []
     for _ in range(64):
         file = io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file, "PNG")
         tiny.append(file.getvalue())
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as temporary:
+        root = keep or Path(temporary)
         for start in range(0, n, 1000):
-            folder = Path(name) / f"{start // 1000:05}"
-            folder.mkdir()
+            folder = root / f"{start // 1000:05}"
+            folder.mkdir(parents=True)
             for i in range(min(1000, n - start)):
                 with open(f"{folder}/{i:04}.png", "wb") as file:
                     file.write(tiny[i % 64])
-        return first_batch(Path(name))
+        return first_batch(root)
 
 
 def main() -> None:
@@ -263,6 +266,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=500, help="photographs to make")
     parser.add_argument("--repeats", type=int, default=5, help="rounds that are counted")
     parser.add_argument("--files", type=int, default=1_000_000, help="tiny files to make")
+    parser.add_argument("--keep", type=Path, help="where the tiny files stay for the next time")
     parser.add_argument("--skip", nargs="*", default=[], help="photographs, parquet, files")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
@@ -276,27 +280,30 @@ def main() -> None:
         else:
             print("parquet: skipped, --parquet names no folder")
     if "files" not in args.skip:
-        results["files"] = many_files(args.files)
+        results["files"] = many_files(args.files, args.keep)
 
     print(f"{'measurement':<44}{'value':>10}{'wanted':>10}")
     for name, value, wanted in table(results):
         print(f"{name:<44}{value:>10}{wanted:>10}")
-    record = {
-        "command": " ".join(["python", "benchmarks/loading.py", *sys.argv[1:]]),
-        "date": date.today().isoformat(),
+    command = " ".join(["python", "benchmarks/loading.py", *sys.argv[1:]])
+    for path in (args.parquet, args.keep, args.out):  # a path says nothing on another machine
+        command = command.replace(str(path), "FOLDER")
+    about = {
+        "command": command,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+        "load_average": os.getloadavg(),
         "versions": {
             "barlow": barlow.__version__,
             "torch": torch.__version__,
             "pillow": PIL.__version__,
             "python": platform.python_version(),
         },
-        **results,
     }
-    if args.parquet:  # a path says nothing on another machine
-        record["command"] = record["command"].replace(str(args.parquet), "FOLDER")
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"loading-{date.today().isoformat()}.json"
+    # The measurements may be made one at a time; each keeps how it was made.
+    record = json.loads(path.read_text()) if path.exists() else {}
+    record |= {name: {**result, "about": about} for name, result in results.items()}
     path.write_text(json.dumps(record, indent=2) + "\n")
 
 
