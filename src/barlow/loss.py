@@ -218,15 +218,16 @@ class _Loss(torch.autograd.Function):
             gram1, gram2 = mean1.new_zeros(2, len(z1), n)  # rows of A A^T and B B^T
             sum1, sum2 = mean1.new_zeros(2, n, 1)  # of each sample's features
             diagonal = torch.empty_like(mean1)  # (D,)
-            for j in _blocks(d, n, every1, len(sizes)):
-                a = _normalise(every1[:, j], mean1[j], inverse1[j])  # (N, block)
-                b = _normalise(every2[:, j], mean2[j], inverse2[j])
+            step, (space1, space2) = _blocks(d, n, mean1, len(sizes))
+            for j in _slices(d, step):
+                a = _normalise(every1[:, j], mean1[j], inverse1[j], space1)  # (N, block)
+                b = _normalise(every2[:, j], mean2[j], inverse2[j], space2)
                 _add_gram(gram1, a, rows)
                 _add_gram(gram2, b, rows)
-                diagonal[j] = (a * b).sum(0) / n
                 if target:
                     sum1 += a.sum(1, keepdim=True)
                     sum2 += b.sum(1, keepdim=True)
+                diagonal[j] = a.mul_(b).sum(0) / n
             if len(gram1) == n:  # `_add_gram` left the upper triangle out
                 for gram in (gram1, gram2):
                     gram.tril_().add_(gram.tril(-1).T)
@@ -237,9 +238,10 @@ class _Loss(torch.autograd.Function):
             kept = (gram1, gram2, sum1[rows], sum2[rows], diagonal)
         else:
             c = mean1.new_zeros(d, d)
-            for i in _blocks(len(z1), d, z1, len(sizes)):
-                a = _normalise(z1[i], mean1, inverse1)  # (block, D)
-                b = _normalise(z2[i], mean2, inverse2)
+            step, (space1, space2) = _blocks(len(z1), d, mean1, len(sizes))
+            for i in _slices(len(z1), step):
+                a = _normalise(z1[i], mean1, inverse1, space1)  # (block, D)
+                b = _normalise(z2[i], mean2, inverse2, space2)
                 c.addmm_(a.T, b, alpha=1 / n)
             _sum_over_ranks(c, sizes, group)
             diagonal = c.diagonal().clone()
@@ -277,35 +279,39 @@ class _Loss(torch.autograd.Function):
         n, d = sum(sizes), z1.shape[1]
         # DDP averages over ranks what should be a sum.
         factor = grads[0] * (scale * len(sizes) / n)
-        dz1, dz2 = torch.empty_like(z1[rows]), torch.empty_like(z2[rows])
+        dz1 = torch.empty_like(z1[rows], dtype=mean1.dtype)
+        dz2 = torch.empty_like(z2[rows], dtype=mean1.dtype)
 
         if samples:
             gram1, gram2, sum1, sum2, diagonal = kept
             gram1, gram2 = (k * (factor * (2 * lambd / n)) for k in (gram1, gram2))
             shift1, shift2 = (s * (factor * (2 * lambd * target)) for s in (sum1, sum2))
             pull = factor * (2 * (diagonal - 1) - 2 * lambd * (diagonal - target))
-            for j in _blocks(d, n, z1, len(sizes)):
-                a = _normalise(z1[:, j], mean1[j], inverse1[j])  # (N, block)
-                b = _normalise(z2[:, j], mean2[j], inverse2[j])
-                da = (gram2 @ a).addcmul_(b[rows], pull[j])  # (n, block)
-                db = (gram1 @ b).addcmul_(a[rows], pull[j])
+            step, (space1, space2) = _blocks(d, n, mean1, len(sizes))
+            for j in _slices(d, step):
+                a = _normalise(z1[:, j], mean1[j], inverse1[j], space1)  # (N, block)
+                b = _normalise(z2[:, j], mean2[j], inverse2[j], space2)
+                # Products straight into their places: beta=0 overwrites what is there.
+                da = dz1[:, j].addmm_(gram2, a, beta=0).addcmul_(b[rows], pull[j])  # (n, block)
+                db = dz2[:, j].addmm_(gram1, b, beta=0).addcmul_(a[rows], pull[j])
                 if target:
                     da -= shift2
                     db -= shift1
                 a, b = a[rows], b[rows]
                 slopes = torch.stack([(da * a).sum(0), (db * b).sum(0)]) / n
                 slope1, slope2 = _sum_over_ranks(slopes, sizes, group)
-                dz1[:, j] = da.addcmul_(a, slope1, value=-1).mul_(inverse1[j])
-                dz2[:, j] = db.addcmul_(b, slope2, value=-1).mul_(inverse2[j])
+                da.addcmul_(a, slope1, value=-1).mul_(inverse1[j])
+                db.addcmul_(b, slope2, value=-1).mul_(inverse2[j])
         else:
             dc, slope1, slope2 = kept
-            inverse1_, inverse2_ = factor * inverse1, factor * inverse2
-            for i in _blocks(len(z1), d, z1, len(sizes)):
-                a = _normalise(z1[i], mean1, inverse1)  # (block, D)
-                b = _normalise(z2[i], mean2, inverse2)
-                dz1[i] = (b @ dc.T).addcmul_(a, slope1, value=-1).mul_(inverse1_)
-                dz2[i] = (a @ dc).addcmul_(b, slope2, value=-1).mul_(inverse2_)
-        return dz1, dz2, None, None, None, None, None, None
+            scale1, scale2 = factor * inverse1, factor * inverse2
+            step, (space1, space2) = _blocks(len(z1), d, mean1, len(sizes))
+            for i in _slices(len(z1), step):
+                a = _normalise(z1[i], mean1, inverse1, space1)  # (block, D)
+                b = _normalise(z2[i], mean2, inverse2, space2)
+                dz1[i].addmm_(b, dc.T, beta=0).addcmul_(a, slope1, value=-1).mul_(scale1)
+                dz2[i].addmm_(a, dc, beta=0).addcmul_(b, slope2, value=-1).mul_(scale2)
+        return dz1.to(z1.dtype), dz2.to(z2.dtype), None, None, None, None, None, None
 
 
 def _add_gram(gram: Tensor, a: Tensor, rows: slice) -> None:
@@ -320,12 +326,21 @@ def _add_gram(gram: Tensor, a: Tensor, rows: slice) -> None:
         gram[k:end, :end].addmm_(a[k:end], a[:end].T)
 
 
-def _blocks(length: int, width: int, z: Tensor, ranks: int, least: int = 256) -> Iterator[slice]:
-    """Slices of `length`, so that a block of `width` stays in a processor's cache."""
-    elements = 2**18 if z.device.type == "cpu" and ranks == 1 else 2**26
-    # Each block meets a whole matrix in a product: thin ones would spend their time on reading it.
-    step = max(least, elements // width // 64 * 64)
-    return (slice(k, k + step) for k in range(0, length, step))
+def _blocks(
+    length: int, width: int, like: Tensor, ranks: int = 1, least: int = 256
+) -> tuple[int, Tensor]:
+    """How much of `length` is a block, so that two of this `width` stay in a processor's cache.
+
+    And room for the two, `(2, block * width)`: fresh memory each time costs as much as the sums.
+    """
+    elements = 2**18 if like.device.type == "cpu" and ranks == 1 else 2**26
+    # A block meets a whole matrix in a product: thin ones would spend their time on reading it.
+    step = min(max(least, elements // width // 64 * 64), length)
+    return step, like.new_empty(2, step * width)
+
+
+def _slices(length: int, step: int) -> Iterator[slice]:
+    return (slice(k, k + step) for k in range(0, length, max(step, 1)))
 
 
 def _wide(z: Tensor) -> Tensor:
@@ -336,20 +351,21 @@ def _batch_norm(z: Tensor, eps: float) -> Tensor:
     return nn.functional.batch_norm(_wide(z), None, None, training=True, eps=eps)
 
 
-def _normalise(z: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
-    return (_wide(z) - mean).mul_(inverse)
+def _normalise(z: Tensor, mean: Tensor, inverse: Tensor, space: Tensor) -> Tensor:
+    return space[: z.numel()].view(z.shape).copy_(z).sub_(mean).mul_(inverse)
 
 
 def _statistics(z: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each feature, `(D,)` each."""
-    # In two passes: as exact as torch.var_mean, and eight times as fast on a CPU.
-    n = max(len(z), 1)
-    mean = _wide(z.new_empty(z.shape[1]))
+    # In two passes: as exact as torch.var_mean, and ten times as fast on a CPU.
+    n, d = z.shape
+    mean = _wide(z.new_empty(d))
     var = torch.empty_like(mean)
-    for j in _blocks(z.shape[1], n, z, 1, least=64):
-        block = _wide(z[:, j])  # (N, block)
-        mean[j] = block.sum(0) / n
-        var[j] = (block - mean[j]).square_().sum(0) / n
+    step, (space, _) = _blocks(d, max(n, 1), mean, least=64)
+    for j in _slices(d, step):
+        block = space[: z[:, j].numel()].view(z[:, j].shape).copy_(z[:, j])  # (N, block)
+        mean[j] = block.sum(0) / max(n, 1)
+        var[j] = block.sub_(mean[j]).square_().sum(0) / max(n, 1)
     return mean, var
 
 
