@@ -129,15 +129,17 @@ def test_more_epochs_go_on_from_the_finished_run(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_train_as_one(whole, tmp_path):
+def test_two_ranks_train_as_one(tmp_path):
     # Dropout is drawn by each rank for its own part; everything else is the same everywhere.
+    # In float64, because torch's float32 batch norm of one process is good to 1e-4 only.
     settings = TINY | {"encoder_args": TINY["encoder_args"] | {"drop_rate": 0.0}}
+    settings |= {"precision": "64", "optimizer": "lars", "lr": 0.2}
     one = barlow.pretrain("mnist5k", tmp_path / "one", **settings)
     two = barlow.pretrain("mnist5k", tmp_path / "two", **settings, devices=2)
     expected, got = weights(one), weights(two)
     for name in expected:
-        torch.testing.assert_close(got[name], expected[name], rtol=1e-3, atol=1e-4)
-    assert two.metrics()[-1]["val_loss"] == pytest.approx(one.metrics()[-1]["val_loss"], rel=1e-3)
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-8, atol=1e-10)
+    assert two.metrics()[-1]["val_loss"] == pytest.approx(one.metrics()[-1]["val_loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize("optimizer", ["lars", "sgd"])

@@ -200,7 +200,7 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
                         **means.read(step),
                     }
                     if epoch_ends and validation and (epoch + 1) % settings.eval_every == 0:
-                        row |= validate(model, validation)
+                        row |= validate(model, wrapped, validation)
                     if main:
                         run.add_metrics(row)
                         log.info(describe(row, settings.epochs))
@@ -229,11 +229,12 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
 
 
 @torch.no_grad()
-def validate(model: BarlowTwins, loader: Loader) -> dict[str, float]:
+def validate(model: BarlowTwins, wrapped: nn.Module, loader: Loader) -> dict[str, float]:
     """The loss on held-out images, always with the same views.
 
     Args:
         model: in evaluation mode for the while.
+        wrapped: the model, or Fabric's wrapper of it, which sets the precision.
         loader: of the held-out images.
 
     Returns:
@@ -242,7 +243,7 @@ def validate(model: BarlowTwins, loader: Loader) -> dict[str, float]:
     model.eval()
     means, steps = Means(), 0
     for view1, view2 in loader.epoch(0):
-        model(view1, view2)
+        wrapped(view1, view2)
         means.add(model.criterion.terms)
         steps += 1
     model.train()

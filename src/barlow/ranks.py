@@ -23,7 +23,7 @@ logging.getLogger("lightning_fabric.utilities").setLevel(logging.WARNING)
 Item = TypeVar("Item")
 Module = TypeVar("Module", bound=nn.Module)
 
-_PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+_PRECISIONS = {"64": "64-true", "32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
 def create_fabric(settings: Settings) -> "Fabric":

@@ -84,8 +84,8 @@ class Settings:
 
     seed: int = 0
     """of initialisation, order and views"""
-    precision: Literal["32", "bf16", "16"] = "32"
-    """arithmetic of the encoder and projector: float32, or mixed with bfloat16 or float16"""
+    precision: Literal["64", "32", "bf16", "16"] = "32"
+    """arithmetic: float64 (to compare runs exactly), float32, or mixed with bfloat16 or float16"""
     compile: bool = False
     """compile the model with torch.compile"""
     accelerator: str = "auto"

@@ -48,6 +48,13 @@ def test_an_encoder_comes_back_bit_for_bit(tmp_path, name, arguments):
         assert torch.equal(saved, loaded), key
 
 
+def test_the_preprocessing_is_kept_where_it_is_not_the_encoders_size(tmp_path):
+    encoder = trained("resnet18", channels=[8, 16, 24, 32])
+    encoder.preprocess = Preprocess(48, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    save_encoder(encoder, tmp_path)
+    assert load_encoder(tmp_path).preprocess.to_dict() == encoder.preprocess.to_dict()
+
+
 @torch.no_grad()
 def test_plain_timm_computes_the_same_where_it_has_the_architecture(tmp_path):
     encoder = trained("dla34", channels=[4, 4, 8, 8, 8, 16])
@@ -83,7 +90,7 @@ def test_anybodys_timm_folder_loads(tmp_path):
 def test_weights_that_do_not_fit_are_refused_by_name(tmp_path):
     save_encoder(trained("resnet18", channels=[8, 16, 24, 32]), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    config["barlow"]["model_args"]["channels"] = [8, 16, 24, 40]
+    config["barlow"]["encoder"]["model_args"]["channels"] = [8, 16, 24, 40]
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"another shape for layer4\.0\.conv1\.weight"):
         load_encoder(tmp_path)

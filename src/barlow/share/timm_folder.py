@@ -19,7 +19,7 @@ from barlow.errors import UserError
 # convolution reads one position a neighbouring pixel, and the stride-2 convolution that timm
 # offers in place of the pooling passes one of four results on. timm's own transform enlarges.
 _ENLARGE = 4
-_TAPS = torch.tensor([2, 3, 6])  # of seven: in the pixel before, the pixel, the pixel after
+_TAPS = torch.tensor([0, 2, 5])  # of seven: in the pixel before, the pixel, the pixel after
 
 
 def save_encoder(encoder: nn.Module, folder: Path) -> None:
@@ -33,7 +33,7 @@ def save_encoder(encoder: nn.Module, folder: Path) -> None:
     assert isinstance(preprocess, Preprocess)
     weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
     model_args = size_args(spec.name, spec.image_size) | spec.model_args
-    size = spec.image_size
+    size = preprocess.image_size
     interpolation = "bilinear"
     if spec.stem == "small":
         weights = _enlarge_stem(weights)
@@ -53,7 +53,7 @@ def save_encoder(encoder: nn.Module, folder: Path) -> None:
             "std": list(preprocess.std),
             "num_classes": 0,
         },
-        "barlow": spec.to_dict(),
+        "barlow": {"encoder": spec.to_dict(), "preprocess": preprocess.to_dict()},
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "model.safetensors", lambda f: f.write(save(weights)))
@@ -73,21 +73,21 @@ def load_timm_folder(folder: Path) -> nn.Module:
         raise UserError(f"{folder} is not a whole timm folder: {error}") from error
     data = config.get("pretrained_cfg", {})
     if "barlow" in config:
-        spec = EncoderSpec.from_dict(config["barlow"])
+        spec = EncoderSpec.from_dict(config["barlow"]["encoder"])
+        preprocess = Preprocess(**config["barlow"]["preprocess"])
         if spec.stem == "small":
             weights = _reduce_stem(weights)
     else:
         in_chans, image_size, _ = data.get("input_size", (3, 224, 224))
-        args = config.get("model_args", {})
+        settled = ("in_chans", "img_size", "num_classes")
+        args = {k: v for k, v in config.get("model_args", {}).items() if k not in settled}
         spec = EncoderSpec(config["architecture"], image_size, in_chans, "standard", args)
+        preprocess = Preprocess(
+            image_size, mean=data.get("mean"), std=data.get("std"), in_chans=in_chans
+        )
     encoder = spec.build()
     load_weights(encoder, weights, str(folder))
-    encoder.preprocess = Preprocess(
-        spec.image_size,
-        mean=data.get("mean"),
-        std=data.get("std"),
-        in_chans=spec.in_chans,
-    )
+    encoder.preprocess = preprocess
     return encoder
 
 
