@@ -23,8 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import barlow
 from barlow.data import Loader, open_source
 from barlow.loss import BarlowTwinsLoss
-from barlow.optim import LARS, parameter_groups
 from barlow.metrics import Means
+from barlow.optim import LARS, parameter_groups
 
 WIDTHS = (2048, 2048, 2048)
 
@@ -43,7 +43,7 @@ def matrix_rate(n: int = 2048, repeats: int = 10) -> float:
 def interleaved(actions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median seconds of each action, taken in turn so that a drifting machine is fair to all."""
     times: dict[str, list[float]] = {name: [] for name in actions}
-    for name, action in actions.items():
+    for action in actions.values():
         action()
     for _ in range(repeats):
         for name, action in actions.items():
@@ -60,9 +60,7 @@ def forever(loader: Loader):
         epoch += 1
 
 
-def parts_of_a_step(
-    batches, batch_size: int
-) -> tuple[dict[str, Callable[[], object]], float]:
+def parts_of_a_step(batches, batch_size: int) -> tuple[dict[str, Callable[[], object]], float]:
     """Our step, and the parts of it that are not encoder and projector; and its operations."""
     torch.manual_seed(0)
     encoder = barlow.create_encoder("resnet18", image_size=32)
@@ -200,7 +198,7 @@ def main() -> None:
     result = {
         "command": " ".join(["python", *sys.argv[:1], "CIFAR10_FOLDER", *sys.argv[2:]]),
         "date": date.today().isoformat(),
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "seconds": seconds,
         "operations_a_step": operations,
