@@ -3,6 +3,9 @@
 import os
 import socket
 
+# Many small models: threads would spend their time waiting for each other. Before torch loads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 import torch.distributed as dist
