@@ -82,7 +82,7 @@ def pretrain(
         ...     run = barlow.pretrain("mnist5k", f"{folder}/run", recipe="demo",
         ...                           epochs=1, limit=64, batch_size=32)
         ...     run.encoder().num_features
-        256
+        128
     """
     return train(Settings.of(source, recipe, **settings), out, reporter)
 
