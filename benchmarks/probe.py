@@ -1,9 +1,9 @@
-"""The probes on the features of one encoder: how long each takes, what it finds, beside its peers.
+"""The probes on the features of an encoder: how long each takes, what it finds, beside its peers.
 
-    python benchmarks/probe.py CIFAR10_FOLDER ENCODER [--epochs 100] [--scikit-learn]
+    python benchmarks/probe.py CIFAR10_FOLDER ENCODER... [--epochs 100] [--scikit-learn]
 
 ENCODER is a run, or the name of a timm architecture, which is then not trained. Features are
-computed once and kept; everything else works on them. Prints one table and writes
+computed once and kept; everything else works on them. Prints a table an encoder and writes
 `benchmarks/results/probe-DATE.json`.
 """
 
@@ -146,17 +146,10 @@ def memory_of_knn(train: Split, test: Split) -> float:
     return float(mib)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", help="folder with CIFAR-10 as Parquet files")
-    parser.add_argument("encoder", help="a run, or a timm architecture")
-    parser.add_argument("--epochs", type=int, default=100, help="of the SGD probe")
-    parser.add_argument("--scikit-learn", action="store_true", help="time its regression too")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    args = parser.parse_args()
-    if not Path(args.data).exists():
-        sys.exit(f"skipped: no data at {args.data}")
-    train, test, seconds_features = features(args.data, args.encoder)
+def measure(data: str, encoder: str, epochs: int, with_scikit_learn: bool) -> dict[str, Any]:
+    """All probes on the features of one encoder, printed as a table."""
+    load = os.getloadavg()[0]
+    train, test, seconds_features = features(data, encoder)
     classes = int(train[1].max()) + 1
     y = test[1]
     rows: list[dict[str, Any]] = []
@@ -166,59 +159,68 @@ def main() -> None:
             {"name": name, "seconds": seconds, "accuracy": accuracy(scores, y), "remark": remark}
         )
 
-    load = os.getloadavg()[0]
     (classifier, penalty), seconds = timed(lambda: logistic_probe(*train, classes), 3)
     note("linear: logistic regression", seconds, classifier(test[0]), f"penalty {penalty:g} chosen")
     (fixed, _), seconds = timed(lambda: logistic_probe(*train, classes, penalty), 3)
     note("  at that penalty", seconds, fixed(test[0]))
-    if args.scikit_learn:  # minutes
+    if with_scikit_learn:  # minutes
         theirs, seconds = timed(lambda: scikit_learn(train, penalty))
         note("  scikit-learn at that penalty", seconds, theirs(test[0]))
-    (by_sgd, rate), seconds = timed(lambda: sgd_probe(*train, classes, args.epochs))
-    note(f"SGD, {args.epochs} epochs, 6 rates", seconds, by_sgd(test[0]), f"rate {rate:g} chosen")
-    (by_sgd, _), seconds = timed(lambda: sgd_probe(*train, classes, args.epochs, rate))
+    (by_sgd, rate), seconds = timed(lambda: sgd_probe(*train, classes, epochs))
+    note(f"SGD, {epochs} epochs, 6 rates", seconds, by_sgd(test[0]), f"rate {rate:g} chosen")
+    (by_sgd, _), seconds = timed(lambda: sgd_probe(*train, classes, epochs, rate))
     note("  at that rate", seconds, by_sgd(test[0]))
-    few = max(1, args.epochs // 20)
+    few = max(1, epochs // 20)
     scores, seconds = timed(lambda: with_data_loader(train, test, rate, few))
     remark = f"{few} epochs took {seconds:.1f} s, scaled up; accuracy after those"
-    note("  nn.Linear and DataLoader", seconds * args.epochs / few, scores, remark)
+    note("  nn.Linear and DataLoader", seconds * epochs / few, scores, remark)
     targets = F.one_hot(train[1], classes).float()
     found, seconds = timed(lambda: knn_scores(test[0], train[0], targets), 3)
     mib = memory_of_knn(train, test)
-    note(
-        "k-NN, all four settings",
-        seconds,
-        found[200, 0.1],
-        f"{mib:.0f} MiB beyond the features",
-    )
+    remark = f"{mib:.0f} MiB beyond the features"
+    note("k-NN, all four settings", seconds, found[200, 0.1], remark)
     try:
         votes, seconds = timed(lambda: lightly_votes(train, test))
         note("  lightly's knn_predict, k = 200", seconds, votes)
     except ImportError:
         print("lightly is not installed: pip install 'barlow-twins[bench]'")
-    lines = [["", "seconds", "top-1", ""]]
+    lines = [[encoder, "seconds", "top-1", ""]]
     lines += [
         [row["name"], f"{row['seconds']:.2f}", f"{row['accuracy']:.2%}", row["remark"]]
         for row in rows
     ]
-    print(f"{len(train[0])} x {train[0].shape[1]} training, {len(test[0])} test features")
     print(text_table(lines))
+    print(f"{len(train[0])} x {train[0].shape[1]} training, {len(test[0])} test features\n")
+    return {
+        "encoder": encoder,
+        "training_features": list(train[0].shape),
+        "test_features": list(test[0].shape),
+        "seconds_of_features": seconds_features,
+        "load_before": load,
+        "knn_mib": mib,
+        "rows": rows,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", help="folder with CIFAR-10 as Parquet files")
+    parser.add_argument("encoder", nargs="+", help="a run, or a timm architecture")
+    parser.add_argument("--epochs", type=int, default=100, help="of the SGD probe")
+    parser.add_argument("--scikit-learn", action="store_true", help="time its regression too")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    if not Path(args.data).exists():
+        sys.exit(f"skipped: no data at {args.data}")
+    found = [measure(args.data, e, args.epochs, args.scikit_learn) for e in args.encoder]
     a, b = torch.randn(2, 2048, 2048)
     _, product = timed(lambda: a @ b, 10)
     record = {
-        "command": " ".join(sys.argv),
+        "command": " ".join(["python benchmarks/probe.py", *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "environment": environment(),
-        "load_before": load,
         "matrix_product_gflops": 2 * 2048**3 / product / 1e9,
-        "features": {
-            "encoder": args.encoder,
-            "training": list(train[0].shape),
-            "test": list(test[0].shape),
-            "seconds": seconds_features,
-        },
-        "knn_mib": mib,
-        "rows": rows,
+        "encoders": found,
     }
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / f"probe-{date.today().isoformat()}.json"
