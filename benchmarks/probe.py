@@ -204,12 +204,17 @@ def measure(data: str, encoder: str, epochs: int, with_scikit_learn: bool) -> di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", help="folder with CIFAR-10 as Parquet files")
-    parser.add_argument("encoder", nargs="+", help="a run, or a timm architecture")
+    parser.add_argument("data", nargs="?", help="folder with CIFAR-10 as Parquet files")
+    parser.add_argument(
+        "encoder", nargs="*", default=["resnet18"], help="run, or timm architecture"
+    )
     parser.add_argument("--epochs", type=int, default=100, help="of the SGD probe")
     parser.add_argument("--scikit-learn", action="store_true", help="time its regression too")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
+    if not args.data:
+        print("skipped: give a folder with CIFAR-10 as Parquet files")
+        return
     if not Path(args.data).exists():
         sys.exit(f"skipped: no data at {args.data}")
     found = [measure(args.data, e, args.epochs, args.scikit_learn) for e in args.encoder]

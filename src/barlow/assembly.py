@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from barlow import address
 from barlow.data import Loader, Preprocess, Source, open_held_out, open_source
-from barlow.encoders import create_encoder
+from barlow.encoders import create_encoder, spec_of
 from barlow.errors import UserError
 from barlow.loss import BarlowTwinsLoss
 from barlow.model import BarlowTwins
@@ -27,9 +27,10 @@ def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
     preprocess = Preprocess(settings.image_size, in_chans=settings.channels)
     if settings.init:
         encoder = load_encoder(settings.init)
-        if encoder.spec.in_chans != settings.channels:  # type: ignore[union-attr]
+        in_chans = spec_of(encoder).in_chans
+        if in_chans != settings.channels:
             raise UserError(
-                f"--init {settings.init} is an encoder of {encoder.spec.in_chans} channel(s), "  # type: ignore[union-attr]
+                f"--init {settings.init} is an encoder of {in_chans} channel(s), "
                 f"--channels is {settings.channels}: give the same"
             )
     else:

@@ -29,7 +29,7 @@ from barlow.errors import TrainingError, UserError
 from barlow.metrics import Means
 from barlow.model import BarlowTwins
 from barlow.optim import warmup_cosine
-from barlow.progress import Reporter, describe, logged
+from barlow.progress import Reporter, describe, logged, told
 from barlow.ranks import (
     any_rank,
     create_fabric,
@@ -116,9 +116,6 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
     means, step, seconds = Means(), 0, 0.0
     if state := load_last(run.last_checkpoint):
         step, seconds = state["step"], state["seconds"]
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        means.load_state_dict(state["means"])
     if step >= steps:
         reporter.say(f"{run.path} is finished: {step} steps are done, nothing is left to do")
         return
@@ -131,6 +128,11 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
     if settings.compile:
         model.compile()
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
+    if state:
+        # Now that the parameters have their device and precision, the states take the same.
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        means.load_state_dict(state["means"])
 
     # To agree on stopping, ranks wait for each other; a GPU should rarely have to.
     vote_every = 1 if fabric.device.type == "cpu" else 10
@@ -155,11 +157,11 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
         logged(run.log_file, reporter) if main else nullcontext(),
         stop_on_signals() as stop,
         synchronised_batch_norm(synchronise and fabric.device.type == "cpu"),
+        told(reporter, step, steps),
     ):
         if step:
             reporter.say(f"resuming {run.path} at step {step} of {steps}")
         _list_skipped(fabric, run, loader)
-        reporter.start(step, steps)
         tick = saved = logged_at = time.monotonic()
         logged_step = step
         for epoch in range(step // loader.steps_per_epoch, settings.epochs):
@@ -217,15 +219,11 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
                     saved = time.monotonic()
                 if step < steps and step % vote_every == 0 and any_rank(fabric, bool(stop.signal)):
                     save()
-                    reporter.end()
                     raise TrainingError(
                         f"{stop.signal or 'a signal'} at step {step} of {steps}: saved; "
                         "run the same command again to go on"
                     )
-        reporter.end()
-        reporter.say(
-            f"finished: {steps} steps in {seconds:.0f} s; the encoder is {run.encoder_folder}"
-        )
+    reporter.say(f"finished: {steps} steps in {seconds:.0f} s; the encoder is {run.encoder_folder}")
 
 
 @torch.no_grad()
@@ -276,6 +274,6 @@ def _told_by_a_child(error: Exception) -> Exception | None:
     """The one-line error in the traceback that a spawned process left behind, if it is ours."""
     for kind in (UserError, TrainingError):
         name = re.escape(f"{kind.__module__}.{kind.__name__}")
-        if told := re.search(rf"^{name}: (.*)$", str(error), re.MULTILINE):
-            return kind(told[1])
+        if found := re.search(rf"^{name}: (.*)$", str(error), re.MULTILINE):
+            return kind(found[1])
     return None

@@ -45,6 +45,16 @@ def describe(row: Mapping[str, float], epochs: int) -> str:
     return ", ".join([*parts, f"{row['images_per_second']:.0f} images/s"])
 
 
+@contextmanager
+def told(reporter: Reporter, step: int, steps: int) -> Iterator[None]:
+    """Within it the training goes on; however it ends, the reporter hears of it."""
+    reporter.start(step, steps)
+    try:
+        yield
+    finally:
+        reporter.end()
+
+
 class _ToReporter(logging.Handler):
     def __init__(self, reporter: Reporter) -> None:
         super().__init__(logging.WARNING)
