@@ -97,11 +97,12 @@ def validation_loader(fabric: "Fabric", settings: Settings, views: TwoViews) -> 
     """This rank's part of the images that the validation loss is taken over, if there are any."""
     limit, in_chans = settings.validation_limit, settings.channels
     if settings.validation:
-        images = open_source(settings.validation, "test", in_chans=in_chans, limit=limit)
-    elif held_out := open_held_out(settings.source, in_chans=in_chans, limit=limit):
+        images = open_source(settings.validation, "test", in_chans=in_chans)
+    elif held_out := open_held_out(settings.source, in_chans=in_chans):
         images = held_out
     else:
         return None
+    images = images.spread(limit)
     batch_size = min(settings.batch_size, len(images))
     batch_size -= batch_size % fabric.world_size
     if batch_size < 2 * fabric.world_size:
