@@ -15,18 +15,21 @@ from barlow.loss import BarlowTwinsLoss
 from barlow.model import BarlowTwins
 from barlow.optim import LARS, parameter_groups
 from barlow.settings import Settings
-from barlow.share import load_encoder
+from barlow.share.loading import load
+from barlow.share.projectors import start_projector
 from barlow.views import TwoViews, draw_views
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
-    """Encoder, projector and loss, and what an image goes through before the encoder."""
+def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess, list[str]]:
+    """Encoder, projector and loss; what an image goes through first; where the weights are from."""
     preprocess = Preprocess(settings.image_size, in_chans=settings.channels)
+    start = None
     if settings.init:
-        encoder = load_encoder(settings.init)
+        start = load(settings.init)
+        encoder = start.encoder
         in_chans = spec_of(encoder).in_chans
         if in_chans != settings.channels:
             raise UserError(
@@ -45,7 +48,10 @@ def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
     encoder.preprocess = preprocess
     criterion = BarlowTwinsLoss(settings.lambd, scale=settings.loss_scale)
     model = BarlowTwins(encoder, settings.projector, criterion=criterion)
-    return model.to(memory_format=torch.channels_last), preprocess
+    told = []
+    if start:
+        told = [start.origin, start_projector(model.projector, start.projector)]
+    return model.to(memory_format=torch.channels_last), preprocess, [line for line in told if line]
 
 
 def build_optimizer(model: nn.Module, settings: Settings) -> Optimizer:

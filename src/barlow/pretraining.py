@@ -105,7 +105,7 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
     share_threads(processes_here(settings))
     torch.manual_seed(settings.seed)
 
-    model, preprocess = build_model(settings)
+    model, preprocess, origin = build_model(settings)
     optimizer = build_optimizer(model, settings)
     views = build_views(settings, preprocess).to(fabric.device)
     loader = training_loader(fabric, settings, views)
@@ -161,6 +161,9 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
     ):
         if step:
             reporter.say(f"resuming {run.path} at step {step} of {steps}")
+        for line in origin if main and not step else []:
+            log.info(line)
+            reporter.say(line)
         _list_skipped(fabric, run, loader)
         tick = saved = logged_at = time.monotonic()
         logged_step = step

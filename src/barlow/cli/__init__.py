@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from barlow.cli.options import add_options, new_parser, options_of, parse, peek
-from barlow.cli.terminal import print_table, reporter
+from barlow.cli.terminal import print_table, reporter, tell_origins
 from barlow.errors import TrainingError, UserError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return DONE
     name, *rest = arguments
+    tell_origins()
     try:
         if name not in COMMANDS:
             near = get_close_matches(name, COMMANDS, n=1)
