@@ -138,6 +138,17 @@ def _demo(argv: list[str]) -> None:
     print(f"\nThe run is in {out}; its encoder loads with barlow.load_encoder({out!r})")
 
 
+def _export(argv: list[str]) -> None:
+    """Write an encoder for other programs: timm, safetensors, ONNX, torch.export."""
+    from barlow.share.exporting import export
+
+    done = _call(_export, export, argv)
+    agrees = (
+        "" if done.difference is None else f"; it differs from PyTorch by {done.difference:.1e}"
+    )
+    print(f"wrote {done.path}{agrees}")
+
+
 COMMANDS: dict[str, Command] = {
     "pretrain": _pretrain,
     "evaluate": _evaluate,
@@ -145,6 +156,7 @@ COMMANDS: dict[str, Command] = {
     "compare": _compare,
     "predict": _predict,
     "views": _views,
+    "export": _export,
     "demo": _demo,
 }
 

@@ -70,9 +70,19 @@ def find_encoder(tensors: Named, padded: bool = False) -> Found | None:
 _AVERAGED = re.compile(r"momentum|teacher|target|ema")
 
 
-def torchvision_vit_names(weights: Named) -> Named:
-    """The weights of timm's vision transformer under torchvision's names."""
+def torchvision_names(weights: Named) -> Named:
+    """timm's names turned into torchvision's, for a plain vision transformer.
+
+    For ResNets the two are the same; other architectures keep timm's.
+    """
+    if not all(re.fullmatch(_PLAIN_VIT, name) for name in weights):
+        return weights
     return {_renamed(name, reverse=True): value for name, value in weights.items()}
+
+
+def timm_names(weights: Named) -> Named:
+    """The inverse of `torchvision_names`."""
+    return _vit_names(weights) if "class_token" in weights else weights
 
 
 def _resnet_names(weights: Named) -> Named:
@@ -137,6 +147,10 @@ def _infer_vit(weights: Named, padded: bool) -> EncoderSpec:
     return EncoderSpec(f"vit_{size}_patch16_224", side * patch, in_chans, "standard", args)
 
 
+_PLAIN_VIT = (
+    r"cls_token|pos_embed|patch_embed\.proj\.\w+|norm\.\w+"
+    r"|blocks\.\d+\.(?:norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.\w+"
+)
 # timm's name of a part of a vision transformer, and torchvision's.
 _VIT_NAMES = [
     ("cls_token", "class_token"),

@@ -12,6 +12,7 @@ from barlow.data import Preprocess
 from barlow.encoders import EncoderSpec
 from barlow.errors import UserError
 from barlow.share import hub
+from barlow.share.architectures import timm_names
 from barlow.share.foreign import Loaded, load_foreign
 from barlow.share.projectors import find_projector
 from barlow.share.reading import read_weights
@@ -75,7 +76,8 @@ def _in_file(path: Path, told: str) -> Loaded:
     weights = read_weights(path)
     if "barlow" in weights.metadata:
         built = json.loads(weights.metadata["barlow"])
-        return Loaded(_build(built["encoder"], built["preprocess"], weights.tensors, told))
+        tensors = timm_names(weights.tensors)
+        return Loaded(_build(built["encoder"], built["preprocess"], tensors, told))
     if {"encoder", "preprocess", "model"} <= weights.state.keys():
         return _of_run(weights.state, told)
     return load_foreign(weights, told)
