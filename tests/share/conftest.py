@@ -1,4 +1,8 @@
-"""Encoders of other projects, with weights that are not the initial ones."""
+"""Encoders of other projects, and a hub on this machine."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -36,3 +40,44 @@ def resnet18(shaken):
         return shaken(model)
 
     return make
+
+
+@pytest.fixture
+def serve():
+    """`serve(answer)`: the address of a server, and the list of the paths it is asked for.
+
+    `answer(method, path, headers, body)` gives the content, bytes or JSON, and a status and
+    headers where they are not 200 and none.
+    """
+    servers = []
+
+    def start(answer):
+        asked = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                asked.append(self.path)
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                content, status, headers = answer(self.command, self.path, self.headers, body)
+                if not isinstance(content, bytes):
+                    content = json.dumps(content).encode()
+                self.send_response(status)
+                for key, value in {**headers, "Content-Length": len(content)}.items():
+                    self.send_header(key, str(value))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(content)
+
+            do_HEAD = do_POST = do_GET
+
+            def log_message(self, *_):
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}", asked
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

@@ -1,11 +1,8 @@
 """Against a hub of our own, on this machine: what is asked of it, and what comes back."""
 
-import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -19,50 +16,22 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
-def hub(tmp_path):
-    """A folder `OWNER/NAME/FILE`, served as the hub serves models; and what was asked of it."""
-    root, asked = tmp_path / "hub", []
+def hub(tmp_path, serve):
+    """A folder `OWNER/NAME/FILE`, served as the hub serves models; what was asked; its address."""
+    root = tmp_path / "hub"
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            asked.append(self.path)
-            owner, name, *rest = self.path.strip("/").split("?")[0].split("/")
-            if owner == "api" and name == "models":
-                folder = root / rest[0] / rest[1]
-                files = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else None
-                if files is not None and "tree" in rest:
-                    self.answer([{"type": "file", "path": f, "size": 1, "oid": f} for f in files])
-                elif files is not None:
-                    told = {"id": f"{rest[0]}/{rest[1]}", "sha": SHA}
-                    self.answer(told | {"siblings": [{"rfilename": f} for f in files]})
-                else:
-                    self.answer({"error": "not found"}, 404, {"X-Error-Code": "RepoNotFound"})
-            elif rest and rest[0] == "resolve" and (root / owner / name / rest[2]).exists():
-                content = (root / owner / name / rest[2]).read_bytes()
-                self.answer(content, 200, {"ETag": f'"{rest[2]}"', "X-Repo-Commit": SHA})
-            else:
-                self.answer({"error": "not found"}, 404, {"X-Error-Code": "EntryNotFound"})
+    def answer(_, path, *__):
+        parts = path.strip("/").split("?")[0].split("/")
+        if parts[:2] == ["api", "models"] and (root / parts[2] / parts[3]).is_dir():
+            names = sorted(p.name for p in (root / parts[2] / parts[3]).iterdir())
+            return [{"type": "file", "path": n, "size": 1, "oid": n} for n in names], 200, {}
+        if parts[2:3] == ["resolve"] and (root / parts[0] / parts[1] / parts[4]).exists():
+            content = (root / parts[0] / parts[1] / parts[4]).read_bytes()
+            return content, 200, {"ETag": f'"{parts[4]}"', "X-Repo-Commit": SHA}
+        return {"error": "not found"}, 404, {"X-Error-Code": "RepoNotFound"}
 
-        do_GET = do_HEAD
-
-        def answer(self, content, status=200, headers=()):
-            body = content if isinstance(content, bytes) else json.dumps(content).encode()
-            self.send_response(status)
-            for key, value in dict(headers).items():
-                self.send_header(key, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield root, asked, f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    address, asked = serve(answer)
+    return root, asked, address
 
 
 CODE = """

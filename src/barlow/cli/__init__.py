@@ -149,6 +149,17 @@ def _export(argv: list[str]) -> None:
     print(f"wrote {done.path}{agrees}")
 
 
+def _push(argv: list[str]) -> None:
+    """Put an encoder on the Hugging Face hub, with a model card."""
+    from barlow.share.pushing import push
+
+    done = _call(_push, push, argv)
+    print(f"{done.place}\n")
+    for name, size in done.files.items():
+        print(f"{size:>12,} {name}")
+    print(f"\n{done.card}")
+
+
 COMMANDS: dict[str, Command] = {
     "pretrain": _pretrain,
     "evaluate": _evaluate,
@@ -157,6 +168,7 @@ COMMANDS: dict[str, Command] = {
     "predict": _predict,
     "views": _views,
     "export": _export,
+    "push": _push,
     "demo": _demo,
 }
 
