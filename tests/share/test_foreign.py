@@ -240,6 +240,18 @@ def test_a_vision_transformer_of_torchvision_loads(tmp_path):
     torch.testing.assert_close(ours(view), theirs(view), rtol=1e-4, atol=1e-5)
 
 
+def test_weights_beside_the_encoder_with_a_name_of_its_own_do_not_get_in(resnet18, tmp_path):
+    theirs = resnet18()
+    state = {f"backbone.{k}": v for k, v in theirs.state_dict().items()}
+    torch.save({"state_dict": {**state, "bn1.weight": torch.zeros(64)}}, tmp_path / "a.ckpt")
+    ours = barlow.load_encoder(tmp_path / "a.ckpt")
+    assert torch.equal(ours.bn1.weight, theirs.bn1.weight)
+    del state["backbone.bn1.weight"]
+    torch.save({"state_dict": {**state, "bn1.weight": torch.zeros(64)}}, tmp_path / "b.ckpt")
+    with pytest.raises(UserError, match=r"misses bn1\.weight"):
+        barlow.load_encoder(tmp_path / "b.ckpt")
+
+
 def test_an_averaged_copy_is_not_taken_for_the_encoder(resnet18, tmp_path):
     theirs = resnet18()
     other = {f"momentum_backbone.{k}": v + 1 for k, v in theirs.state_dict().items()}

@@ -91,6 +91,10 @@ def test_anybodys_timm_folder_loads(tmp_path):
     view = torch.randn(2, 3, 64, 64)
     expected = model.forward_head(model.forward_features(view), pre_logits=True)
     torch.testing.assert_close(encoder(view), expected)
+    assert encoder.origin == (
+        f"{tmp_path} is of timm: resnet18, 126 of 126 weights matched; left out: fc (2); "
+        "missing: nothing"
+    )
 
 
 def test_weights_that_do_not_fit_are_refused_by_name(tmp_path):

@@ -13,10 +13,11 @@ from barlow.encoders import EncoderSpec
 from barlow.errors import UserError
 from barlow.share import hub
 from barlow.share.architectures import timm_names
-from barlow.share.foreign import Loaded, load_foreign
+from barlow.share.foreign import load_foreign
+from barlow.share.loaded import Loaded, load_weights
 from barlow.share.projectors import find_projector
 from barlow.share.reading import read_weights
-from barlow.share.timm_folder import load_timm_folder, load_weights
+from barlow.share.timm_folder import load_timm_folder
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,8 @@ def load_encoder(where: str | Path) -> nn.Module:
     Returns:
         The encoder in eval mode, `(N, C, H, W) -> (N, num_features)`, with the attributes
         `num_features`, `spec`, `preprocess`, which turns images into what it expects:
-        `encoder(encoder.preprocess(images))`, and `origin`: for a file of another project, a line
-        on what was matched, left out and missing, which is logged too.
+        `encoder(encoder.preprocess(images))`, and `origin`: for an encoder of another project, a
+        line on what was matched, left out and missing, which is logged too.
 
     Raises:
         UserError: if there is no encoder at that place, it does not load safely, or it does not
@@ -61,9 +62,9 @@ def _at(path: Path, told: str) -> Loaded:
     if path.is_file():
         return _in_file(path, told)
     if (path / "config.json").exists():
-        return Loaded(load_timm_folder(path))
+        return load_timm_folder(path, told)
     if (path / "encoder" / "config.json").exists():
-        return Loaded(load_timm_folder(path / "encoder"))
+        return load_timm_folder(path / "encoder", told)
     if (state := load_last(path / "checkpoints" / "last.ckpt")) is not None:
         return Loaded(_of_run(state, told).encoder)
     raise UserError(

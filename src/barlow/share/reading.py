@@ -25,7 +25,7 @@ _DICTIONARY = re.compile(r"collections\.defaultdict|(?:pytorch_)?lightning\.[\w.
 # Where a file keeps its weights, if they are not all there is.
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 # What wrapping a module in DistributedDataParallel or torch.compile puts before or into a name.
-_WRAPPERS = re.compile(r"^module\.|_orig_mod\.")
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+|_orig_mod\.")
 
 
 @dataclass(frozen=True)

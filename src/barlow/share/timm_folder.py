@@ -12,6 +12,7 @@ from barlow.checkpoint import write_atomically, write_text
 from barlow.data import Preprocess
 from barlow.encoders import EncoderSpec, size_args, spec_of
 from barlow.errors import UserError
+from barlow.share.loaded import Loaded, load_weights
 from barlow.share.reading import read_weights
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -68,8 +69,8 @@ def save_encoder(encoder: nn.Module, folder: Path) -> None:
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
-def load_timm_folder(folder: Path) -> nn.Module:
-    """Load an encoder from a timm folder, ours or anybody's.
+def load_timm_folder(folder: Path, told: str) -> Loaded:
+    """Load an encoder from a timm folder, ours or anybody's; `told` is its name in messages.
 
     Raises:
         UserError: if a file is missing or damaged, or the weights do not fit the architecture.
@@ -80,7 +81,7 @@ def load_timm_folder(folder: Path) -> nn.Module:
         weights = read_weights(next((f for f in files if f.exists()), files[0])).tensors
         name = str(config["architecture"])
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} is not a whole timm folder: {error}") from error
+        raise UserError(f"{told} is not a whole timm folder: {error}") from error
     data = config.get("pretrained_cfg", config)
     if "barlow" in config:
         spec = EncoderSpec.from_dict(config["barlow"]["encoder"])
@@ -96,29 +97,10 @@ def load_timm_folder(folder: Path) -> nn.Module:
             image_size, mean=data.get("mean"), std=data.get("std"), in_chans=in_chans
         )
     encoder = spec.build()
-    load_weights(encoder, weights, str(folder))
+    matched = load_weights(encoder, weights, told)
     encoder.preprocess = preprocess
-    return encoder
-
-
-def load_weights(encoder: nn.Module, weights: dict[str, Tensor], where: str) -> list[str]:
-    """Put weights into an encoder; a classifier's are left out, anything else must fit.
-
-    Returns:
-        Names that the file does not have: counters of batch normalisation, which start at zero.
-
-    Raises:
-        UserError: naming the first weights that are missing or of another shape.
-    """
-    wanted = encoder.state_dict()
-    absent = [k for k in wanted if k not in weights]
-    missing = [k for k in absent if not k.endswith("num_batches_tracked")]
-    misshapen = [k for k in wanted if k in weights and wanted[k].shape != weights[k].shape]
-    if missing or misshapen:
-        what = f"misses {missing[0]}" if missing else f"has another shape for {misshapen[0]}"
-        raise UserError(f"the weights in {where} do not fit the encoder: the file {what}")
-    encoder.load_state_dict({k: weights.get(k, wanted[k]) for k in wanted})
-    return absent
+    ours = "barlow" in config
+    return Loaded(encoder, origin="" if ours else f"{told} is of timm: {name}, {matched}")
 
 
 def _enlarge_stem(weights: dict[str, Tensor]) -> dict[str, Tensor]:
