@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess, list[str]]:
-    """Encoder, projector and loss; what an image goes through first; where the weights are from."""
+def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
+    """Encoder, projector and loss, and what an image goes through before the encoder.
+
+    `encoder.origin` has a line on each part that does not start at random.
+    """
     preprocess = Preprocess(settings.image_size, in_chans=settings.channels)
     start = None
     if settings.init:
@@ -48,10 +51,10 @@ def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess, list[str]]
     encoder.preprocess = preprocess
     criterion = BarlowTwinsLoss(settings.lambd, scale=settings.loss_scale)
     model = BarlowTwins(encoder, settings.projector, criterion=criterion)
-    told = []
     if start:
         told = [start.origin, start_projector(model.projector, start.projector)]
-    return model.to(memory_format=torch.channels_last), preprocess, [line for line in told if line]
+        encoder.origin = "\n".join(line for line in told if line)  # type: ignore[assignment]
+    return model.to(memory_format=torch.channels_last), preprocess
 
 
 def build_optimizer(model: nn.Module, settings: Settings) -> Optimizer:

@@ -105,7 +105,8 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
     share_threads(processes_here(settings))
     torch.manual_seed(settings.seed)
 
-    model, preprocess, origin = build_model(settings)
+    model, preprocess = build_model(settings)
+    origin = str(getattr(model.encoder, "origin", ""))
     optimizer = build_optimizer(model, settings)
     views = build_views(settings, preprocess).to(fabric.device)
     loader = training_loader(fabric, settings, views)
@@ -161,7 +162,7 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
     ):
         if step:
             reporter.say(f"resuming {run.path} at step {step} of {steps}")
-        for line in origin if main and not step else []:
+        for line in origin.splitlines() if main and not step else []:
             log.info(line)
             reporter.say(line)
         _list_skipped(fabric, run, loader)

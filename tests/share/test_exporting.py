@@ -123,6 +123,7 @@ def test_a_graph_that_computes_something_else_is_not_written(encoder, tmp_path, 
     ("format", "name", "preprocess", "told"),
     [
         ("timm", "there", False, "is there already"),
+        ("keras", "e", False, "no format 'keras': there are timm, safetensors"),
         ("onnx", "e.pb", False, "name it e.onnx"),
         ("safetensors", "e.safetensors", True, "leave --preprocess to onnx"),
     ],

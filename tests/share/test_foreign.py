@@ -274,6 +274,9 @@ def test_weights_that_do_not_fit_are_refused_with_the_reason(resnet18, tmp_path)
             k: v for k, v in state.items() if "layer3.1.conv2" not in k
         },
         "resnet18 has no layer1.0.se.fc.weight": state | {"layer1.0.se.fc.weight": torch.ones(1)},
+        "layer3.0.conv2.weight' is missing": {
+            k: v for k, v in state.items() if k != "layer3.0.conv2.weight"
+        },
         "another stem": state | {"conv1.weight": torch.zeros(64, 3, 5, 5)},
         "no weights of a ResNet or vision transformer, but of features (1)": {
             "features.0.weight": torch.ones(1)

@@ -24,7 +24,8 @@ def original(resnet18, shaken, tmp_path):
 def test_pretraining_starts_from_encoder_and_projector_of_the_original_code(original, tmp_path):
     path, backbone, projector = original
     widths = {"projector": [32, 32, 32], "channels": 3, "image_size": 32}
-    model, _, told = build_model(Settings.of("mnist5k", init=str(path), **widths))
+    model, _ = build_model(Settings.of("mnist5k", init=str(path), **widths))
+    told = model.encoder.origin.splitlines()
     for part, theirs in ((model.encoder, backbone), (model.projector, projector)):
         for name, value in theirs.state_dict().items():
             assert torch.equal(part.state_dict()[name], value), name
@@ -37,9 +38,9 @@ def test_pretraining_starts_from_encoder_and_projector_of_the_original_code(orig
 
 def test_a_projector_of_other_widths_starts_anew_and_that_is_said(original):
     path, backbone, _ = original
-    model, _, told = build_model(Settings.of("mnist5k", init=str(path), projector=[64, 16]))
+    model, _ = build_model(Settings.of("mnist5k", init=str(path), projector=[64, 16]))
     assert torch.equal(model.encoder.conv1.weight, backbone.conv1.weight)
-    assert told[1] == (
+    assert model.encoder.origin.splitlines()[1] == (
         "the projector starts anew: that of the file is 512-32-32-32, this one 512-64-16"
     )
 
@@ -48,7 +49,7 @@ def test_pretraining_starts_from_encoder_and_projector_of_a_checkpoint_of_ours(t
     run = barlow.pretrain("mnist5k", tmp_path / "run", projector=[16, 16], **TINY)
     init = str(run.last_checkpoint)
     settings = Settings.of("mnist5k", init=init, **{**TINY, "projector": [16, 16]})
-    model, _, told = build_model(settings)
+    model, _ = build_model(settings)
     state = load_checkpoint(run.last_checkpoint)["model"]
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert told == ["the projector too starts from the file: 128-16-16"]
+    assert model.encoder.origin == "the projector too starts from the file: 128-16-16"

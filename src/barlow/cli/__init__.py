@@ -143,10 +143,9 @@ def _export(argv: list[str]) -> None:
     from barlow.share.exporting import export
 
     done = _call(_export, export, argv)
-    agrees = (
-        "" if done.difference is None else f"; it differs from PyTorch by {done.difference:.1e}"
-    )
-    print(f"wrote {done.path}{agrees}")
+    print(f"wrote {done.path}")
+    if done.difference is not None:
+        print(f"its features differ from PyTorch's by {done.difference:.1e} at most")
 
 
 def _push(argv: list[str]) -> None:

@@ -58,10 +58,12 @@ def export(
         What was written.
 
     Raises:
-        UserError: if something is at `out`, its name does not end as the format's do, or a package
+        UserError: if there is no such format, something is at `out`, its name does not end as the format's do, or a package
             for the format is missing.
         RuntimeError: if the graph does not compute what PyTorch does; nothing is written then.
     """
+    if format not in _FORMATS:
+        raise UserError(f"no format {format!r}: there are {', '.join(_FORMATS)}")
     path, (suffix, write) = Path(out), _FORMATS[format]
     if path.exists():
         raise UserError(f"{out} is there already: give another name")

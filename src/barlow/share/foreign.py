@@ -47,6 +47,8 @@ def load_foreign(weights: Weights, where: str) -> Loaded:
         found = find_encoder(weights.tensors, padded=project is not None and project.padded)
     except UserError as error:
         raise UserError(f"the weights in {where} cannot be used: {error}") from error
+    except KeyError as error:
+        raise UserError(f"the weights in {where} do not fit: {error} is missing") from error
     if found is None:
         raise UserError(
             f"{where} has no weights of a ResNet or vision transformer, but of "
