@@ -58,8 +58,8 @@ def export(
         What was written.
 
     Raises:
-        UserError: if there is no such format, something is at `out`, its name does not end as the format's do, or a package
-            for the format is missing.
+        UserError: if there is no such format, something is at `out`, its name does not end as the
+            format's do, or a package for the format is missing.
         RuntimeError: if the graph does not compute what PyTorch does; nothing is written then.
     """
     if format not in _FORMATS:
