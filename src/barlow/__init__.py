@@ -1,5 +1,6 @@
 """Self-supervised pretraining of image encoders with Barlow Twins (Zbontar et al. 2021)."""
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from barlow.settings import Settings
     from barlow.share import load_encoder
     from barlow.views import TwoViews
+
+# Nothing is reported to anybody; whoever wants the hub to count them sets this to 0.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 # Each name is imported when it is first used, so that `import barlow` costs nothing.
 _ROOMS = {

@@ -15,7 +15,8 @@ from barlow.loss import BarlowTwinsLoss
 from barlow.model import BarlowTwins
 from barlow.optim import LARS, parameter_groups
 from barlow.settings import Settings
-from barlow.share import load_encoder
+from barlow.share.loading import load
+from barlow.share.projectors import start_projector
 from barlow.views import TwoViews, draw_views
 
 if TYPE_CHECKING:
@@ -23,10 +24,15 @@ if TYPE_CHECKING:
 
 
 def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
-    """Encoder, projector and loss, and what an image goes through before the encoder."""
+    """Encoder, projector and loss, and what an image goes through before the encoder.
+
+    `encoder.origin` has a line on each part that does not start at random.
+    """
     preprocess = Preprocess(settings.image_size, in_chans=settings.channels)
+    start = None
     if settings.init:
-        encoder = load_encoder(settings.init)
+        start = load(settings.init)
+        encoder = start.encoder
         in_chans = spec_of(encoder).in_chans
         if in_chans != settings.channels:
             raise UserError(
@@ -46,6 +52,9 @@ def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
     encoder.preprocess = preprocess
     criterion = BarlowTwinsLoss(settings.lambd, scale=settings.loss_scale)
     model = BarlowTwins(encoder, settings.projector, criterion=criterion)
+    if start:
+        told = [start.origin, start_projector(model.projector, start.projector)]
+        encoder.origin = "\n".join(line for line in told if line)  # type: ignore[assignment]
     return model.to(memory_format=torch.channels_last), preprocess
 
 

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,9 @@ import torch
 from barlow.errors import UserError
 
 log = logging.getLogger(__name__)
+
+# What reading bytes that are no checkpoint ends in, besides an UnpicklingError.
+_UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, AttributeError, TypeError, ValueError)
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -98,11 +102,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
                 raise UserError(f"{path} is damaged: the checksum of {damaged} does not fit")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        code = f"code ({named[1]})" if named else "code"
         raise UserError(
             f"{path} is refused: it is damaged, or holds more than tensors and plain values and "
-            "would have to execute code to load"
+            f"would have to execute {code} to load; none was executed"
         ) from error
-    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+    except UserError:
+        raise
+    except (*_UNREADABLE, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(state, dict):
         raise UserError(f"{path} holds a {type(state).__name__}, not a checkpoint")

@@ -9,7 +9,7 @@ from torch import nn
 
 from barlow.errors import UserError
 
-Stem = Literal["auto", "standard", "small"]
+Stem = Literal["auto", "standard", "small", "padded"]
 
 # At and below this size a ResNet's stride-2 convolution and pooling throw most of the image away.
 _SMALL_IMAGE = 64
@@ -22,7 +22,7 @@ class EncoderSpec:
     name: str
     image_size: int
     in_chans: int
-    stem: Literal["standard", "small"]
+    stem: Literal["standard", "small", "padded"]
     model_args: dict[str, Any] = field(default_factory=dict)
 
     def build(self, pretrained: bool = False) -> nn.Module:
@@ -63,8 +63,9 @@ def create_encoder(
         in_chans: channels of the images.
         pretrained: start from timm's supervised weights (downloaded) instead of at random.
         stem: "small" replaces a ResNet's 7x7 stride-2 convolution and pooling by a 3x3 stride-1
-            convolution, as everybody does for CIFAR; "standard" leaves the network alone; "auto"
-            is "small" for ResNets at 64 pixels and less.
+            convolution, as everybody does for CIFAR; "padded" pads that by two pixels instead of
+            one, as solo-learn does; "standard" leaves the network alone; "auto" is "small" for
+            ResNets at 64 pixels and less.
         **model_args: passed on to timm's constructor, such as `channels=(32, 64, 128, 256)`.
 
     Returns:
@@ -93,15 +94,16 @@ def create_encoder(
     except TypeError as error:
         raise UserError(f"encoder {name!r} does not take these arguments: {error}") from error
     has_resnet_stem = _has_resnet_stem(encoder)
-    if stem == "small" and not has_resnet_stem:
+    if stem in ("small", "padded") and not has_resnet_stem:
         raise UserError(
             f"encoder {name!r} has no 7x7 ResNet stem to make small: leave --stem at auto"
         )
-    small = stem == "small" or (stem == "auto" and has_resnet_stem and image_size <= _SMALL_IMAGE)
-    if small:
-        _make_stem_small(encoder)
+    if stem == "auto":
+        stem = "small" if has_resnet_stem and image_size <= _SMALL_IMAGE else "standard"
+    if stem != "standard":
+        _make_stem_small(encoder, padding=2 if stem == "padded" else 1)
     encoder.spec = EncoderSpec(  # type: ignore[assignment]
-        name, image_size, in_chans, "small" if small else "standard", model_args
+        name, image_size, in_chans, stem, model_args
     )
     return encoder
 
@@ -163,10 +165,10 @@ def _has_resnet_stem(encoder: nn.Module) -> bool:
     )
 
 
-def _make_stem_small(encoder: nn.Module) -> None:
+def _make_stem_small(encoder: nn.Module, padding: int) -> None:
     old = encoder.conv1
     assert isinstance(old, nn.Conv2d)
-    conv = nn.Conv2d(old.in_channels, old.out_channels, 3, stride=1, padding=1, bias=False)
+    conv = nn.Conv2d(old.in_channels, old.out_channels, 3, padding=padding, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     encoder.conv1 = conv
     encoder.maxpool = nn.Identity()

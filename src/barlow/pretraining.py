@@ -117,6 +117,7 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
     torch.manual_seed(settings.seed)
 
     model, preprocess = build_model(settings)
+    origin = str(getattr(model.encoder, "origin", ""))
     optimizer = build_optimizer(model, settings)
     views = build_views(settings, preprocess).to(fabric.device)
     loader = training_loader(fabric, settings, views)
@@ -178,6 +179,9 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
     ):
         if step:
             reporter.say(f"resuming {run.path} at step {step} of {steps}")
+        for line in origin.splitlines() if main and not step else []:
+            log.info(line)
+            reporter.say(line)
         _list_skipped(fabric, run, loader)
         tick = saved = logged_at = time.monotonic()
         logged_step, rows, warned = step, list[dict[str, float]](), False

@@ -34,7 +34,8 @@ class Settings:
     pretrained: bool = False
     """start from timm's supervised weights (downloaded)"""
     init: str | None = None
-    """start from this encoder: a run, an encoder folder or a checkpoint"""
+    """start from this encoder: a run, a checkpoint (its projector too, if the widths agree), a timm
+    folder, hf://OWNER/NAME, or a file of weights of another project"""
     projector: list[int] = field(default_factory=lambda: [8192, 8192, 8192])
     """widths of the projector's layers (paper: 8192 three times)"""
     lambd: float = 0.0051

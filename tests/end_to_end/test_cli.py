@@ -7,6 +7,8 @@ import sys
 import time
 
 import pytest
+import torch
+import torchvision
 import yaml
 
 from barlow.checkpoint import load_checkpoint
@@ -65,6 +67,26 @@ def test_evaluation_prints_the_table_without_and_with(run):
     assert "without pretraining" in done.stdout
     assert "with pretraining" in done.stdout
     assert list((run[0] / "evaluation").glob("*.json"))
+
+
+def test_an_encoder_is_exported_and_evaluated_from_there(run, tmp_path):
+    out = tmp_path / "e.safetensors"
+    done = barlow("export", run[0], "--format", "safetensors", "--out", out)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"wrote {out}\n", "")
+    again = barlow("export", run[0], "--format", "safetensors", "--out", out)
+    assert (again.returncode, "is there already" in again.stderr) == (2, True)
+    options = ["--train", "mnist5k", "--test", "mnist5k", "--limit", 100, "--no-cache"]
+    assert barlow("evaluate", out, *options).returncode == 0
+
+
+def test_what_was_recognised_in_a_file_of_another_project_is_said_beside_the_table(tmp_path):
+    state = torchvision.models.resnet18().state_dict()
+    torch.save({f"backbone.{k}": v for k, v in state.items()}, tmp_path / "weights.pth")
+    out = tmp_path / "e.safetensors"
+    done = barlow("export", tmp_path / "weights.pth", "--format", "safetensors", "--out", out)
+    assert done.stdout == f"wrote {out}\n"
+    assert done.stderr.count("\n") == 1
+    assert "resnet18, 120 of 120 weights matched; left out: fc (2)" in done.stderr
 
 
 def test_the_same_command_again_says_that_the_run_is_finished(run):

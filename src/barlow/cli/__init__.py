@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from barlow.cli.options import add_options, new_parser, options_of, parse, peek
-from barlow.cli.terminal import print_table, reporter
+from barlow.cli.terminal import print_table, reporter, tell_origins
 from barlow.errors import TrainingError, UserError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return DONE
     name, *rest = arguments
+    tell_origins()
     try:
         if name not in COMMANDS:
             near = get_close_matches(name, COMMANDS, n=1)
@@ -137,6 +138,27 @@ def _demo(argv: list[str]) -> None:
     print(f"\nThe run is in {out}; its encoder loads with barlow.load_encoder({out!r})")
 
 
+def _export(argv: list[str]) -> None:
+    """Write an encoder for other programs: timm, safetensors, ONNX, torch.export."""
+    from barlow.share.exporting import export
+
+    done = _call(_export, export, argv)
+    print(f"wrote {done.path}")
+    if done.difference is not None:
+        print(f"its features differ from PyTorch's by {done.difference:.1e} at most")
+
+
+def _push(argv: list[str]) -> None:
+    """Put an encoder on the Hugging Face hub, with a model card."""
+    from barlow.share.pushing import push
+
+    done = _call(_push, push, argv)
+    print(f"{done.place}\n")
+    for name, size in done.files.items():
+        print(f"{size:>12,} {name}")
+    print(f"\n{done.card}")
+
+
 COMMANDS: dict[str, Command] = {
     "pretrain": _pretrain,
     "evaluate": _evaluate,
@@ -144,6 +166,8 @@ COMMANDS: dict[str, Command] = {
     "compare": _compare,
     "predict": _predict,
     "views": _views,
+    "export": _export,
+    "push": _push,
     "demo": _demo,
 }
 

@@ -25,7 +25,7 @@ class Option(NamedTuple):
 
 
 # Required, but clearer by name than by place.
-_NAMED = ("train", "test", "out")
+_NAMED = ("train", "test", "format", "out")
 
 
 def options_of(target: Callable[..., Any]) -> list[Option]:

@@ -1,5 +1,6 @@
 """What a person sees in the terminal."""
 
+import logging
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,18 @@ class Bar(Reporter):
 
     def end(self) -> None:
         self._progress.stop()
+
+
+class _ToStderr(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"barlow: {record.getMessage()}", file=sys.stderr)
+
+
+def tell_origins() -> None:
+    """From now on, say on stderr what was recognised in a file of another project."""
+    logger = logging.getLogger("barlow.share")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [_ToStderr()]
 
 
 def print_table(result: "Result | Comparison") -> None:

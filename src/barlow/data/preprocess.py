@@ -65,22 +65,35 @@ class Preprocess(nn.Module):
                 f"got {images.dtype} {tuple(images.shape)}, expected uint8 "
                 f"({self.in_chans}, H, W) or (N, {self.in_chans}, H, W)"
             )
-        batch = self._square(batch.float())  # (N, C, S, S)
+        batch = self.prepare(batch, resize=min(batch.shape[-2:]) != self.image_size)
+        return batch if images.ndim == 4 else batch[0]
+
+    def prepare(self, batch: Tensor, resize: bool) -> Tensor:
+        """What `forward` does with a batch; can be traced for images of every size.
+
+        Args:
+            batch: uint8 (N, C, H, W).
+            resize: leave it out where the shorter side is right.
+
+        Returns:
+            float32 (N, C, S, S).
+        """
+        size, batch = self.image_size, batch.float()
+        if resize:
+            short: Any = torch.sym_min(*batch.shape[-2:])
+            # Whole numbers, rounded half up: a float's rounding cannot be traced.
+            sides = [(2 * side * size + short) // (2 * short) for side in batch.shape[-2:]]
+            batch = F.interpolate(batch, sides, mode="bilinear", antialias=True)
+        top, left = ((side - size) // 2 for side in batch.shape[-2:])
+        if resize:  # by index: whether a slice is the whole cannot be traced
+            square = torch.arange(size, device=batch.device)
+            batch = batch.index_select(2, square + top).index_select(3, square + left)
+        else:
+            batch = batch.narrow(2, top, size).narrow(3, left, size)
         # mean and std are no buffers: an encoder's state_dict holds what was learnt, only.
         mean = batch.new_tensor(self.mean)[:, None, None] * 255
         std = batch.new_tensor(self.std)[:, None, None] * 255
-        batch = (batch - mean) / std
-        return batch if images.ndim == 4 else batch[0]
-
-    def _square(self, batch: Tensor) -> Tensor:
-        size, (height, width) = self.image_size, batch.shape[-2:]
-        if min(height, width) != size:
-            scale = size / min(height, width)
-            height = max(size, round(height * scale))
-            width = max(size, round(width * scale))
-            batch = F.interpolate(batch, (height, width), mode="bilinear", antialias=True)
-        top, left = (height - size) // 2, (width - size) // 2
-        return batch[..., top : top + size, left : left + size]
+        return (batch - mean) / std
 
     def to_dict(self) -> dict[str, Any]:
         """The constructor's arguments: `Preprocess(**p.to_dict())` is the same."""

@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from barlow.checkpoint import write_atomically, write_text
 from barlow.data import Preprocess
 from barlow.encoders import EncoderSpec, size_args, spec_of
 from barlow.errors import UserError
+from barlow.share.loaded import Loaded, load_weights
+from barlow.share.reading import read_weights
+
+WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 
 # timm's ResNets have no stride-1 stem. The small one is written as a standard stem that computes
 # the same on an image enlarged this many times (each pixel a 4x4 block): the 7x7 stride-2
@@ -35,10 +38,17 @@ def save_encoder(encoder: nn.Module, folder: Path) -> None:
     model_args = size_args(spec.name, spec.image_size) | spec.model_args
     size = preprocess.image_size
     interpolation = "bilinear"
-    if spec.stem == "small":
+    crop: dict[str, object] = {"crop_pct": 1.0, "crop_mode": "center"}
+    if spec.stem != "standard":
         weights = _enlarge_stem(weights)
         model_args["replace_stem_pool"] = True
-        size, interpolation = size * _ENLARGE, "nearest"
+        interpolation = "nearest"
+        if spec.stem == "padded":
+            # The second pixel of padding becomes a border of the image, of the mean's colour.
+            # timm rounds the inner size down; a little less makes sure that it is reached.
+            crop = {"crop_pct": (size + 2) / size - 1e-6, "crop_mode": "border"}
+            size += 2
+        size *= _ENLARGE
     config = {
         "architecture": spec.name,
         "num_classes": 0,
@@ -47,8 +57,7 @@ def save_encoder(encoder: nn.Module, folder: Path) -> None:
         "pretrained_cfg": {
             "input_size": [spec.in_chans, size, size],
             "interpolation": interpolation,
-            "crop_pct": 1.0,
-            "crop_mode": "center",
+            **crop,
             "mean": list(preprocess.mean),
             "std": list(preprocess.std),
             "num_classes": 0,
@@ -60,50 +69,38 @@ def save_encoder(encoder: nn.Module, folder: Path) -> None:
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
-def load_timm_folder(folder: Path) -> nn.Module:
-    """Load an encoder from a timm folder, ours or anybody's.
+def load_timm_folder(folder: Path, told: str) -> Loaded:
+    """Load an encoder from a timm folder, ours or anybody's; `told` is its name in messages.
 
     Raises:
         UserError: if a file is missing or damaged, or the weights do not fit the architecture.
     """
     try:
         config = json.loads((folder / "config.json").read_text())
-        weights = load_file(folder / "model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder} is not a whole timm folder: {error}") from error
-    data = config.get("pretrained_cfg", {})
+        files = [folder / name for name in WEIGHTS_FILES]
+        weights = read_weights(next((f for f in files if f.exists()), files[0])).tensors
+        name = str(config["architecture"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{told} is not a whole timm folder: {error}") from error
+    data = config.get("pretrained_cfg", config)
     if "barlow" in config:
         spec = EncoderSpec.from_dict(config["barlow"]["encoder"])
         preprocess = Preprocess(**config["barlow"]["preprocess"])
-        if spec.stem == "small":
+        if spec.stem != "standard":
             weights = _reduce_stem(weights)
     else:
         in_chans, image_size, _ = data.get("input_size", (3, 224, 224))
         settled = ("in_chans", "img_size", "num_classes")
         args = {k: v for k, v in config.get("model_args", {}).items() if k not in settled}
-        spec = EncoderSpec(config["architecture"], image_size, in_chans, "standard", args)
+        spec = EncoderSpec(name, image_size, in_chans, "standard", args)
         preprocess = Preprocess(
             image_size, mean=data.get("mean"), std=data.get("std"), in_chans=in_chans
         )
     encoder = spec.build()
-    load_weights(encoder, weights, str(folder))
+    matched = load_weights(encoder, weights, told)
     encoder.preprocess = preprocess
-    return encoder
-
-
-def load_weights(encoder: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Put weights into an encoder; a classifier's are left out, anything else must fit.
-
-    Raises:
-        UserError: naming the first weights that are missing, unknown or of another shape.
-    """
-    wanted = encoder.state_dict()
-    missing = [k for k in wanted if k not in weights]
-    misshapen = [k for k in wanted if k in weights and wanted[k].shape != weights[k].shape]
-    if missing or misshapen:
-        what = f"misses {missing[0]}" if missing else f"has another shape for {misshapen[0]}"
-        raise UserError(f"the weights in {where} do not fit the encoder: the file {what}")
-    encoder.load_state_dict({k: weights[k] for k in wanted})
+    ours = "barlow" in config
+    return Loaded(encoder, origin="" if ours else f"{told} is of timm: {name}, {matched}")
 
 
 def _enlarge_stem(weights: dict[str, Tensor]) -> dict[str, Tensor]:

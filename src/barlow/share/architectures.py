@@ -1,0 +1,191 @@
+"""Which encoder a set of weights is of, told by names and shapes alone."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from barlow.encoders import EncoderSpec
+from barlow.errors import UserError
+
+Named = dict[str, Tensor]
+
+# (has bottleneck blocks, blocks of each layer): timm's name.
+_RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
+    (False, (2, 2, 2, 2)): "resnet18",
+    (False, (3, 4, 6, 3)): "resnet34",
+    (True, (3, 4, 6, 3)): "resnet50",
+    (True, (3, 4, 23, 3)): "resnet101",
+    (True, (3, 8, 36, 3)): "resnet152",
+}
+# Width: what timm calls it. A vision transformer's heads cannot be told from its weights; these
+# names stand for 64 channels a head, as everybody has them.
+_VITS = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
+
+_IMAGE_SIZE = {"standard": 224, "small": 32, "padded": 32}
+
+
+@dataclass(frozen=True)
+class Found:
+    """An encoder among weights.
+
+    Attributes:
+        prefix: what its names begin with.
+        weights: its weights under timm's names.
+        spec: what builds it.
+    """
+
+    prefix: str
+    weights: Named
+    spec: EncoderSpec
+
+
+def find_encoder(tensors: Named, padded: bool = False) -> Found | None:
+    """The encoder among the weights of a file.
+
+    Args:
+        tensors: all weights by name.
+        padded: whether a 3x3 stem pads by two pixels, which no weight tells.
+
+    Returns:
+        The encoder, or None where no known architecture is.
+
+    Raises:
+        UserError: if the architecture is known but not this variant of it.
+    """
+    for pattern, rename, infer in _FAMILIES:
+        prefixes = {m[1] for name in tensors if (m := re.match(pattern, name))}
+        if prefixes:
+            # An averaged copy is not what was trained, a longer name is inside something else.
+            prefix = min(prefixes, key=lambda p: (bool(_AVERAGED.search(p)), len(p), p))
+            inside = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            weights = rename(inside)
+            return Found(prefix, weights, infer(weights, padded))
+    return None
+
+
+_AVERAGED = re.compile(r"momentum|teacher|target|ema")
+
+
+def torchvision_names(weights: Named) -> Named:
+    """timm's names turned into torchvision's, for a plain vision transformer.
+
+    For ResNets the two are the same; other architectures keep timm's.
+    """
+    if not all(re.fullmatch(_PLAIN_VIT, name) for name in weights):
+        return weights
+    return {_renamed(name, reverse=True): value for name, value in weights.items()}
+
+
+def timm_names(weights: Named) -> Named:
+    """The inverse of `torchvision_names`."""
+    return _vit_names(weights) if "class_token" in weights else weights
+
+
+def _resnet_names(weights: Named) -> Named:
+    # lightly's own ResNets say shortcut.
+    return {name.replace(".shortcut.", ".downsample."): v for name, v in weights.items()}
+
+
+def _sequential_names(weights: Named) -> Named:
+    """`nn.Sequential` of a ResNet's children: numbers in place of names."""
+    layer1 = min(int(m[1]) for name in weights if (m := re.match(r"(\d+)\.0\.conv1\.", name)))
+    names = {"0": "conv1", "1": "bn1"} | {str(layer1 + i): f"layer{i + 1}" for i in range(4)}
+    renamed = {}
+    for name, value in weights.items():
+        number, _, rest = name.partition(".")
+        renamed[f"{names.get(number, number)}.{rest}"] = value
+    return _resnet_names(renamed)
+
+
+def _infer_resnet(weights: Named, padded: bool) -> EncoderSpec:
+    conv1 = weights.get("conv1.weight")
+    if conv1 is None or conv1.ndim != 4 or conv1.shape[-1] not in (3, 7):
+        raise UserError("its ResNet has another stem than one 7x7 or 3x3 convolution")
+    bottleneck = "layer1.0.conv3.weight" in weights
+    blocks = tuple(
+        len({m[1] for name in weights if (m := re.match(rf"layer{i}\.(\d+)\.", name))})
+        for i in range(1, 5)
+    )
+    last = "conv3" if bottleneck else "conv2"
+    outs = [weights[f"layer{i}.0.{last}.weight"].shape[0] for i in range(1, 5) if blocks[i - 1]]
+    if len(outs) < 4:
+        raise UserError(f"its ResNet has {len(outs)} layers, not 4")
+    planes = [n // 4 if bottleneck else n for n in outs]
+    args: dict[str, Any] = {}
+    if planes != [64, 128, 256, 512]:
+        args["channels"] = planes
+    if bottleneck:  # ResNeXt, and wide ResNets
+        width, per_group = weights["layer1.0.conv2.weight"].shape[:2]
+        groups = width // per_group
+        if (base := width * 64 // (planes[0] * groups)) != 64 or groups != 1:
+            args |= {"cardinality": groups, "base_width": base}
+    name = _RESNETS.get((bottleneck, blocks))
+    if name is None:
+        name, args["layers"] = "resnet50" if bottleneck else "resnet18", list(blocks)
+    stem: Literal["standard", "small", "padded"] = "padded" if padded else "small"
+    if conv1.shape[-1] == 7:
+        stem = "standard"
+    return EncoderSpec(name, _IMAGE_SIZE[stem], conv1.shape[1], stem, args)
+
+
+def _infer_vit(weights: Named, padded: bool) -> EncoderSpec:
+    width, in_chans, patch = weights["patch_embed.proj.weight"].shape[:3]
+    if width not in _VITS or "cls_token" not in weights or "pos_embed" not in weights:
+        raise UserError(
+            "its vision transformer is none of timm's tiny, small, base or large with a class token"
+        )
+    depth = len({m[1] for name in weights if (m := re.match(r"blocks\.(\d+)\.", name))})
+    side = math.isqrt(weights["pos_embed"].shape[1] - 1)
+    size = _VITS[width]
+    args: dict[str, Any] = {"patch_size": patch} if patch != 16 else {}
+    if depth != (24 if size == "large" else 12):
+        args["depth"] = depth
+    return EncoderSpec(f"vit_{size}_patch16_224", side * patch, in_chans, "standard", args)
+
+
+_PLAIN_VIT = (
+    r"cls_token|pos_embed|patch_embed\.proj\.\w+|norm\.\w+"
+    r"|blocks\.\d+\.(?:norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.\w+"
+)
+# timm's name of a part of a vision transformer, and torchvision's.
+_VIT_NAMES = [
+    ("cls_token", "class_token"),
+    ("pos_embed", "encoder.pos_embedding"),
+    ("patch_embed.proj.", "conv_proj."),
+    (".attn.qkv.", ".self_attention.in_proj_"),
+    (".attn.proj.", ".self_attention.out_proj."),
+    (".norm1.", ".ln_1."),
+    (".norm2.", ".ln_2."),
+    (".mlp.fc1.", ".mlp.0."),
+    (".mlp.fc2.", ".mlp.3."),
+    ("blocks.", "encoder.layers.encoder_layer_"),
+    ("norm.", "encoder.ln."),
+]
+
+
+def _renamed(name: str, reverse: bool = False) -> str:
+    for ours, theirs in _VIT_NAMES:
+        old, new = (ours, theirs) if reverse else (theirs, ours)
+        if old.startswith(".") and old in name:
+            name = name.replace(old, new)
+        elif name.startswith(old):
+            name = new + name.removeprefix(old)
+    return name
+
+
+def _vit_names(weights: Named) -> Named:
+    return {_renamed(name): value for name, value in weights.items()}
+
+
+# A name that gives an encoder away, with what comes before it in brackets; how its names become
+# timm's; how the rest is told from the shapes.
+_FAMILIES: list[tuple[str, Callable[[Named], Named], Callable[[Named, bool], EncoderSpec]]] = [
+    (r"((?:.*\.)?)layer1\.0\.conv1\.weight$", _resnet_names, _infer_resnet),
+    (r"((?:.*\.)?)blocks\.0\.attn\.qkv\.weight$", dict, _infer_vit),
+    (r"((?:.*\.)?)encoder\.layers\.encoder_layer_0\.ln_1\.weight$", _vit_names, _infer_vit),
+    (r"((?:.*\.)?)\d+\.0\.conv1\.weight$", _sequential_names, _infer_resnet),
+]

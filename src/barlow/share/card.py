@@ -1,0 +1,198 @@
+"""The page a model has on the hub: what it is, from what, how made, how good, how to use it."""
+
+import dataclasses
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from torch import nn
+
+from barlow import __version__
+from barlow.data import Preprocess
+from barlow.encoders import spec_of
+from barlow.evaluation.result import Result
+from barlow.run import Run
+from barlow.settings import Settings
+
+_PAPER = "[Barlow Twins](https://arxiv.org/abs/2103.03230) (Zbontar et al. 2021)"
+# What says where and how often something was done, not what.
+_NOT_TOLD = {
+    *("devices", "accelerator", "workers", "compile"),
+    *("save_every", "save_minutes", "eval_every", "log_every"),
+}
+
+
+def model_card(encoder: nn.Module, where: str, repository: str, license: str) -> str:
+    """The text of `README.md`, with the head that the hub reads.
+
+    Args:
+        encoder: with its `preprocess`.
+        where: what it was loaded from; a run has its settings and its evaluations told.
+        repository: `OWNER/NAME` on the hub.
+        license: of the weights, as the hub abbreviates it.
+
+    Returns:
+        Markdown. Of a path from the root of this machine only the last two parts are told.
+    """
+    run = Run(Path(where))
+    settings = run.settings() if run.config_file.exists() else None
+    parts = [
+        _head(settings, license),
+        f"# {repository.partition('/')[2]}\n",
+        _what(encoder, trained_here=settings is not None),
+        _use(repository),
+    ]
+    if settings:
+        parts += [_data(settings), _training(run, settings), _results(run)]
+    elif origin := getattr(encoder, "origin", ""):
+        parts.append(f"## Origin\n{_shown_in(str(origin), where)}\n")
+    parts.append(f"## Licence\nThe weights: {license}. Written by barlow-twins {__version__}.\n")
+    return "\n".join(parts)
+
+
+def _head(settings: Settings | None, license: str) -> str:
+    head: dict[str, object] = {
+        "license": license,
+        "library_name": "timm",
+        "pipeline_tag": "image-feature-extraction",
+        "tags": ["barlow-twins", "self-supervised-learning", "timm"],
+    }
+    if settings and (of_hub := re.match(r"hf://([^:@]+)", settings.source)):
+        head["datasets"] = [of_hub[1]]
+    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n"
+
+
+def _what(encoder: nn.Module, trained_here: bool) -> str:
+    spec, how = spec_of(encoder), encoder.preprocess
+    assert isinstance(how, Preprocess)
+    millions = sum(p.numel() for p in encoder.parameters()) / 1e6
+    return (
+        f"An image encoder{f', trained with {_PAPER}' if trained_here else ''}: {spec.name}"
+        f"{'' if spec.stem == 'standard' else ' with a 3x3 stride-1 stem and no pooling'}, "
+        f"{millions:.1f} million parameters; {how.in_chans} x {how.image_size} x {how.image_size} "
+        f"in, {encoder.num_features} features out.\n"
+    )
+
+
+def _use(repository: str) -> str:
+    return f"""## Use
+```python
+import timm
+
+encoder = timm.create_model("hf-hub:{repository}", pretrained=True, num_classes=0).eval()
+data = timm.data.resolve_model_data_config(encoder)
+features = encoder(timm.data.create_transform(**data)(image)[None])  # PIL image in, (1, F) out
+```
+or, without timm's resizing in between,
+```python
+import barlow
+
+encoder = barlow.load_encoder("hf://{repository}")
+features = encoder(encoder.preprocess(image)[None])
+```
+"""
+
+
+def _data(settings: Settings) -> str:
+    told = f"`{shown(settings.source)}`"
+    if settings.limit:
+        told += f", the first {settings.limit} images"
+    if settings.init:
+        told += f"; the training started from `{shown(settings.init)}`"
+    elif settings.pretrained:
+        told += "; the training started from timm's supervised weights"
+    return f"## Data\n{told}. The training itself used no labels.\n"
+
+
+def _training(run: Run, settings: Settings) -> str:
+    rows = [
+        (field.name, _value(getattr(settings, field.name)))
+        for field in dataclasses.fields(Settings)
+        if field.name not in _NOT_TOLD and _is_told(getattr(settings, field.name))
+    ]
+    told = _markdown([["setting", "value"], *rows])
+    measured = run.metrics()
+    if measured:
+        last = measured[-1]
+        told += (
+            f"\n{last['step']:.0f} steps in {last['seconds'] / 60:,.0f} minutes; at the end the "
+            f"invariance term was {last['invariance']:.4g}, the redundancy-reduction term "
+            f"{last['redundancy']:.4g}.\n"
+        )
+    return f"## Training\n```\n{_command(settings)}\n```\n{told}"
+
+
+def _results(run: Run) -> str:
+    files = sorted((run.path / "evaluation").glob("*.json"))
+    if not files:
+        return "## Results\nNot evaluated yet.\n"
+    return "## Results\n" + "\n".join(_result(Result.load(file)) for file in files)
+
+
+def _result(result: Result) -> str:
+    options = ", ".join(
+        f"{name} {value}"
+        for name, value in result.settings.items()
+        if name not in ("encoder", "train", "test", "batch_size") and _is_told(value)
+    )
+    data = "; ".join(
+        f"{part}: {told['images']} images of `{shown(str(told['name']))}`"
+        for part in ("train", "test")
+        if (told := result.data.get(part))
+    )
+    return f"{_markdown(result.cells())}\n{data}. {options}.\n"
+
+
+def _command(settings: Settings) -> str:
+    """The command that makes the run again, of options that differ from their defaults."""
+    usual = Settings(settings.source)
+    words = ["barlow", "pretrain", shown(settings.source), "--out", "RUN"]
+    for field in dataclasses.fields(Settings):
+        value = getattr(settings, field.name)
+        if field.name in {"source", *_NOT_TOLD} or value == getattr(usual, field.name):
+            continue
+        flag = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            words += [f"--{flag}", *map(str, value)]
+        else:
+            words += [f"--{flag}", _value(value)]
+    return shlex.join(words)
+
+
+def _is_told(value: object) -> bool:
+    return value is not None and value is not False and value != {}
+
+
+def _value(value: object) -> str:
+    if isinstance(value, str):
+        return shown(value)
+    return json.dumps(value)
+
+
+def shown(place: str) -> str:
+    """A place as it may be told to others: of an absolute path, the last two parts.
+
+    Example:
+        >>> shown("/home/me/photos/2026"), shown("hf://owner/name"), shown("cifar10")
+        ('photos/2026', 'hf://owner/name', 'cifar10')
+    """
+    path = Path(place)
+    return "/".join(path.parts[-2:]).lstrip("/") if path.is_absolute() else place
+
+
+def _shown_in(text: str, place: str) -> str:
+    return text.replace(place, shown(place))
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table of lines, the first its headings."""
+    written = [
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    ]
+    written.insert(1, "|" + "---|" * len(lines[0]))
+    return "\n".join(written) + "\n"

@@ -1,0 +1,221 @@
+"""An encoder as a file for other programs."""
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from barlow.checkpoint import write_atomically
+from barlow.data import Preprocess
+from barlow.encoders import spec_of
+from barlow.errors import UserError
+from barlow.share.architectures import torchvision_names
+from barlow.share.loading import load_encoder
+from barlow.share.timm_folder import save_encoder
+
+_TOLERANCE = 1e-4  # of the greatest feature, or of 1
+
+
+class Exported(NamedTuple):
+    """A file or folder that was written.
+
+    Attributes:
+        path: where it is.
+        difference: the greatest between its features and PyTorch's, where it computes any.
+    """
+
+    path: Path
+    difference: float | None = None
+
+
+def export(
+    encoder: str | Path | nn.Module,
+    format: Literal["timm", "safetensors", "onnx", "torch-export"],
+    out: str,
+    *,
+    preprocess: bool = False,
+) -> Exported:
+    """Write an encoder for other programs.
+
+    Args:
+        encoder: a run, or whatever else `load_encoder` takes.
+        format: timm, a folder that timm and whatever takes timm models load; safetensors, the
+            weights under torchvision's names where it has the architecture; onnx and
+            torch-export, a graph for any batch size, compared with PyTorch before it is written.
+        out: what to write; must not be there yet.
+        preprocess: onnx and torch-export: put resizing, cropping and normalising into the graph,
+            which then takes uint8 images (N, C, H, W) of any one size instead of float32 ones
+            that are prepared.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UserError: if there is no such format, something is at `out`, its name does not end as the
+            format's do, or a package for the format is missing.
+        RuntimeError: if the graph does not compute what PyTorch does; nothing is written then.
+    """
+    if format not in _FORMATS:
+        raise UserError(f"no format {format!r}: there are {', '.join(_FORMATS)}")
+    path, (suffix, write) = Path(out), _FORMATS[format]
+    if path.exists():
+        raise UserError(f"{out} is there already: give another name")
+    if path.suffix != suffix and suffix:
+        raise UserError(f"a file of format {format} ends in {suffix}: name it {path.stem}{suffix}")
+    if preprocess and write not in (_onnx, _torch_export):
+        raise UserError(
+            f"format {format} says how images are prepared beside the weights: leave --preprocess "
+            "to onnx and torch-export"
+        )
+    module = deepcopy(encoder) if isinstance(encoder, nn.Module) else load_encoder(encoder)
+    return Exported(path, write(module.cpu().eval(), path, preprocess))
+
+
+def _timm(encoder: nn.Module, path: Path, _: bool) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        save_encoder(encoder, beside)
+        beside.rename(path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _safetensors(encoder: nn.Module, path: Path, _: bool) -> None:
+    from safetensors.torch import save
+
+    weights = {k: v.contiguous() for k, v in encoder.state_dict().items()}
+    data = save(torchvision_names(weights), {"barlow": _description(encoder)})
+    write_atomically(path, lambda file: file.write(data))
+
+
+def _onnx(encoder: nn.Module, path: Path, preprocess: bool) -> float:
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch.onnx needs it
+    except ImportError as error:
+        raise UserError(
+            f"format onnx needs the package {error.name}: pip install 'barlow-twins[onnx]'"
+        ) from error
+
+    graph, images, shapes = _traceable(encoder, preprocess)
+    program = torch.onnx.export(
+        graph,
+        (images,),
+        input_names=["images"],
+        output_names=["features"],
+        dynamic_shapes=(shapes,),
+        external_data=False,
+        verbose=False,
+    )
+    assert program is not None
+    model = program.model_proto
+    onnx.helper.set_model_props(model, {"barlow": _description(encoder)})
+    data = model.SerializeToString()
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+    difference = _greatest_difference(encoder, preprocess, run)
+    write_atomically(path, lambda file: file.write(data))
+    return difference
+
+
+def _torch_export(encoder: nn.Module, path: Path, preprocess: bool) -> float:
+    graph, images, shapes = _traceable(encoder, preprocess)
+    program = torch.export.export(graph, (images,), dynamic_shapes=(shapes,))
+    data = io.BytesIO()
+    torch.export.save(program, data, extra_files={"barlow": _description(encoder)})
+    data.seek(0)
+    difference = _greatest_difference(encoder, preprocess, torch.export.load(data).module())
+    write_atomically(path, lambda file: file.write(data.getvalue()))
+    return difference
+
+
+_FORMATS: dict[str, tuple[str, Callable[[nn.Module, Path, bool], float | None]]] = {
+    "timm": ("", _timm),
+    "safetensors": (".safetensors", _safetensors),
+    "onnx": (".onnx", _onnx),
+    "torch-export": (".pt2", _torch_export),
+}
+
+
+class _WithPreprocess(nn.Module):
+    """uint8 images of any size to features."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.preprocess = preprocess_of(encoder)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.encoder(self.preprocess.prepare(images, resize=True))
+        return features
+
+
+def _traceable(encoder: nn.Module, preprocess: bool) -> tuple[nn.Module, Tensor, dict[int, Any]]:
+    """A module, images to trace it with, and which of their axes may have any length."""
+    from torch.export import Dim
+
+    images = next(_images(encoder, preprocess))
+    shapes: dict[int, Any] = {0: Dim("batch")}
+    if not preprocess:
+        return encoder, images, shapes
+    shapes |= {2: Dim("height", min=2), 3: Dim("width", min=2)}
+    return _WithPreprocess(encoder).eval(), images, shapes
+
+
+def _images(encoder: nn.Module, preprocess: bool) -> Iterator[Tensor]:
+    """Random images in several batch sizes, and, before preprocessing, in several sizes."""
+    random, how = torch.Generator().manual_seed(0), preprocess_of(encoder)
+    size = how.image_size
+    for batch, height, width in (
+        (3, size + 16, 2 * size),
+        (1, size, size),
+        (2, 2 * size, size - 1),
+    ):
+        shape = (batch, how.in_chans, height, width)
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
+        yield images if preprocess else how(images)
+
+
+@torch.no_grad()
+def _greatest_difference(
+    encoder: nn.Module, preprocess: bool, run: Callable[[Tensor], Tensor]
+) -> float:
+    worst = 0.0
+    for images in _images(encoder, preprocess):
+        features = encoder(preprocess_of(encoder)(images) if preprocess else images)
+        difference = float((run(images) - features).abs().max())
+        if not difference <= _TOLERANCE * max(1.0, float(features.abs().max())):
+            raise RuntimeError(
+                f"the exported graph differs from PyTorch by {difference:.2g} on images of shape "
+                f"{tuple(images.shape)}; nothing was written"
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def preprocess_of(encoder: nn.Module) -> Preprocess:
+    """What images go through before an encoder."""
+    preprocess = getattr(encoder, "preprocess", None)
+    if not isinstance(preprocess, Preprocess):
+        raise UserError(
+            f"this {type(encoder).__name__} has no preprocess: load it with barlow.load_encoder, "
+            "or set encoder.preprocess"
+        )
+    return preprocess
+
+
+def _description(encoder: nn.Module) -> str:
+    """What it takes to build the encoder again, for the head of a file."""
+    spec, preprocess = spec_of(encoder), preprocess_of(encoder)
+    return json.dumps({"encoder": spec.to_dict(), "preprocess": preprocess.to_dict()})

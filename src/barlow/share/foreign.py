@@ -1,0 +1,88 @@
+"""Encoders of other projects: which project, which weights, what is left out."""
+
+from typing import NamedTuple
+
+from barlow.data import Preprocess
+from barlow.errors import UserError
+from barlow.share.architectures import find_encoder
+from barlow.share.loaded import Loaded, counted, load_weights
+from barlow.share.projectors import find_projector
+from barlow.share.reading import Weights
+
+
+class _Project(NamedTuple):
+    name: str
+    container: str | None  # where its files keep the weights
+    marks: tuple[str, ...]  # what names of weights, or keys of the file, begin with; all of them
+    padded: bool = False  # whether its 3x3 stem pads by two pixels
+
+
+# The first that a file is like is told as its origin.
+_PROJECTS = (
+    _Project("dame-cell/barlow-twins", "model_state_dict", ("encoder.", "projector.fc1.")),
+    _Project("facebookresearch/barlowtwins", "model", ("backbone.", "projector.")),
+    _Project("lightly", "state_dict", ("backbone.", "projection_head.")),
+    _Project("solo-learn", "state_dict", ("classifier.", "projector.0.bias"), padded=True),
+    _Project("stable-pretraining", "state_dict", ("backbone.", "callbacks_")),
+    _Project("Lightning", "state_dict", ("pytorch-lightning_version",)),
+    _Project("torchvision", None, ("fc.",)),
+)
+
+# What stands on an encoder in one module with it, and is left out.
+_ON_TOP = ("fc.", "head.", "heads.", "linear.", "classifier.", "projector.", "projection_head.")
+
+
+def load_foreign(weights: Weights, where: str) -> Loaded:
+    """Build the encoder that the weights of another project are of.
+
+    Args:
+        weights: of the file.
+        where: the file, for messages.
+
+    Raises:
+        UserError: if no known architecture is among them, or they do not fit it.
+    """
+    project = next((p for p in _PROJECTS if _is_of(p, weights)), None)
+    try:
+        found = find_encoder(weights.tensors, padded=project is not None and project.padded)
+    except UserError as error:
+        raise UserError(f"the weights in {where} cannot be used: {error}") from error
+    except KeyError as error:
+        raise UserError(f"the weights in {where} do not fit: {error} is missing") from error
+    if found is None:
+        raise UserError(
+            f"{where} has no weights of a ResNet or vision transformer, but of "
+            f"{counted(name.partition('.')[0] for name in weights.tensors)}; for another timm "
+            "architecture, put them in a folder as model.safetensors, beside a config.json that "
+            'says {"architecture": NAME}'
+        )
+    spec = found.spec
+    encoder = spec.build()
+    known = encoder.state_dict()
+    if unknown := [k for k in found.weights if k not in known and not k.startswith(_ON_TOP)]:
+        raise UserError(
+            f"the weights in {where} do not fit: {spec.name} has no {unknown[0]}, nor "
+            f"{len(unknown) - 1} more"
+        )
+    beside = [k for k in weights.tensors if not k.startswith(found.prefix)]
+    matched = load_weights(encoder, found.weights, where, beside)
+    encoder.preprocess = Preprocess(spec.image_size, in_chans=spec.in_chans)
+    origin = (
+        f"{where} is {'a checkpoint of ' + project.name if project else 'a file of weights'}: "
+        f"{spec.name}{_STEMS[spec.stem]}, {matched}; taken to expect images of "
+        f"{spec.image_size} pixels, normalised as ImageNet's are"
+    )
+    return Loaded(encoder, find_projector(weights.tensors), origin)
+
+
+_STEMS = {
+    "standard": "",
+    "small": " with a 3x3 stem and no pooling",
+    "padded": " with a 3x3 stem padded by two and no pooling",
+}
+
+
+def _is_of(project: _Project, weights: Weights) -> bool:
+    names = [*weights.tensors, *map(str, weights.state)]
+    marked = all(any(name.startswith(mark) for name in names) for mark in project.marks)
+    return marked and project.container == weights.container

@@ -1,0 +1,68 @@
+"""What comes of loading: an encoder, perhaps its projector, and a line on what was found."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from barlow.errors import UserError
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An encoder from somewhere.
+
+    Attributes:
+        encoder: with its `preprocess`.
+        projector: the state of the projector it was trained with, if that is there and like ours.
+        origin: for an encoder of another project, one line on what was recognised and left out.
+    """
+
+    encoder: nn.Module
+    projector: dict[str, Tensor] = field(default_factory=dict)
+    origin: str = ""
+
+
+def load_weights(
+    encoder: nn.Module, weights: dict[str, Tensor], where: str, beside: Iterable[str] = ()
+) -> str:
+    """Put weights into an encoder; it must get all of its own, what else there is is left out.
+
+    Args:
+        encoder: freshly built.
+        weights: under the encoder's names.
+        where: the file, for messages.
+        beside: names of further weights in the file.
+
+    Returns:
+        How many matched, and which were left out or missing: a counter of batch normalisation may
+        be, and starts at zero.
+
+    Raises:
+        UserError: naming the first weights that are missing or of another shape.
+    """
+    wanted = encoder.state_dict()
+    absent = [k for k in wanted if k not in weights]
+    missing = [k for k in absent if not k.endswith("num_batches_tracked")]
+    misshapen = [k for k in wanted if k in weights and wanted[k].shape != weights[k].shape]
+    if missing or misshapen:
+        what = f"misses {missing[0]}" if missing else f"has another shape for {misshapen[0]}"
+        raise UserError(f"the weights in {where} do not fit the encoder: the file {what}")
+    encoder.load_state_dict({k: weights.get(k, wanted[k]) for k in wanted})
+    left_out = [*(k for k in weights if k not in wanted), *beside]
+    return (
+        f"{len(wanted) - len(absent)} of {len(wanted)} weights matched; "
+        f"left out: {counted(k.partition('.')[0] for k in left_out)}; "
+        f"missing: {counted(k.rpartition('.')[2] for k in absent)}"
+    )
+
+
+def counted(names: Iterable[str]) -> str:
+    """Names, each with how often it comes.
+
+    Example:
+        >>> counted(["fc", "bn", "fc"]), counted([])
+        ('fc (2), bn (1)', 'nothing')
+    """
+    return ", ".join(f"{name} ({n})" for name, n in Counter(names).items()) or "nothing"

@@ -1,0 +1,100 @@
+"""`load_encoder`: from a place to an encoder, by what is found there."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from barlow.checkpoint import load_last
+from barlow.data import Preprocess
+from barlow.encoders import EncoderSpec
+from barlow.errors import UserError
+from barlow.share import hub
+from barlow.share.architectures import timm_names
+from barlow.share.foreign import load_foreign
+from barlow.share.loaded import Loaded, load_weights
+from barlow.share.projectors import find_projector
+from barlow.share.reading import read_weights
+from barlow.share.timm_folder import load_timm_folder
+
+log = logging.getLogger(__name__)
+
+
+def load_encoder(where: str | Path) -> nn.Module:
+    """Load an encoder with the preprocessing it was trained with.
+
+    Args:
+        where: a run, one of its checkpoints, a timm folder, a file of weights of another project
+            (facebookresearch/barlowtwins, solo-learn, lightly, stable-pretraining, torchvision,
+            ...), or `hf://OWNER/NAME[@REVISION][/FILE]`, a model of the Hugging Face hub. What a
+            file is, is told by what is in it.
+
+    Returns:
+        The encoder in eval mode, `(N, C, H, W) -> (N, num_features)`, with the attributes
+        `num_features`, `spec`, `preprocess`, which turns images into what it expects:
+        `encoder(encoder.preprocess(images))`, and `origin`: for an encoder of another project, a
+        line on what was matched, left out and missing, which is logged too.
+
+    Raises:
+        UserError: if there is no encoder at that place, it does not load safely, or it does not
+            fit the architecture.
+    """
+    loaded = load(where)
+    if loaded.origin:
+        log.info(loaded.origin)
+    return loaded.encoder
+
+
+def load(where: str | Path) -> Loaded:
+    """`load_encoder`, with the projector where there is one, and without a word."""
+    if str(where).startswith(hub.PREFIX):
+        loaded = _at(hub.download(str(where)), str(where))
+    else:
+        loaded = _at(Path(where), str(where))
+    loaded.encoder.origin = loaded.origin  # type: ignore[assignment]
+    loaded.encoder.eval()
+    return loaded
+
+
+def _at(path: Path, told: str) -> Loaded:
+    if path.is_file():
+        return _in_file(path, told)
+    if (path / "config.json").exists():
+        return load_timm_folder(path, told)
+    if (path / "encoder" / "config.json").exists():
+        return load_timm_folder(path / "encoder", told)
+    if (state := load_last(path / "checkpoints" / "last.ckpt")) is not None:
+        return Loaded(_of_run(state, told).encoder)
+    raise UserError(
+        f"no encoder at {told!r}: give a run, a checkpoint, a timm folder, or "
+        f"{hub.PREFIX}OWNER/NAME for a model of the Hugging Face hub"
+    )
+
+
+def _in_file(path: Path, told: str) -> Loaded:
+    weights = read_weights(path)
+    if "barlow" in weights.metadata:
+        built = json.loads(weights.metadata["barlow"])
+        tensors = timm_names(weights.tensors)
+        return Loaded(_build(built["encoder"], built["preprocess"], tensors, told))
+    if {"encoder", "preprocess", "model"} <= weights.state.keys():
+        return _of_run(weights.state, told)
+    return load_foreign(weights, told)
+
+
+def _of_run(state: dict[str, Any], told: str) -> Loaded:
+    model = state["model"]
+    weights = {k.removeprefix("encoder."): v for k, v in model.items() if k.startswith("encoder.")}
+    encoder = _build(state["encoder"], state["preprocess"], weights, told)
+    return Loaded(encoder, find_projector(model))
+
+
+def _build(
+    spec: dict[str, Any], preprocess: dict[str, Any], weights: dict[str, Any], told: str
+) -> nn.Module:
+    encoder = EncoderSpec.from_dict(spec).build()
+    load_weights(encoder, weights, told)
+    encoder.preprocess = Preprocess(**preprocess)
+    return encoder

@@ -1,0 +1,78 @@
+"""Projectors of other projects under the names of `create_projector`."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from barlow.model import create_projector
+
+_PREFIXES = ("projector.", "projection_head.layers.", "projection_head.", "g.")
+_SEED = {"fc1": "0", "bn1": "1", "fc2": "3", "bn2": "4", "fc3": "6"}
+
+
+def find_projector(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The projector among the weights of a file.
+
+    A bias in front of a batch normalisation goes into its running mean, one at the end is
+    dropped: the loss normalises there. In training, both change nothing.
+
+    Args:
+        tensors: all weights by name.
+
+    Returns:
+        The state of a projector from `create_projector`; empty where there is none like it.
+    """
+    prefix = next((p for p in _PREFIXES if any(k.startswith(p) for k in tensors)), None)
+    if prefix is None:
+        return {}
+    found = {}
+    for name, value in tensors.items():
+        if name.startswith(prefix):
+            layer, _, rest = name.removeprefix(prefix).partition(".")
+            found[f"{_SEED.get(layer, layer)}.{rest}"] = value
+    for name in [k for k in found if re.fullmatch(r"\d+\.bias", k)]:
+        at = int(name.removesuffix(".bias"))
+        if found.get(f"{at}.weight", torch.empty(0)).ndim == 2:
+            bias, mean = found.pop(name), f"{at + 1}.running_mean"
+            if mean in found:
+                found[mean] = found[mean] - bias
+    for name in [k for k in found if k.endswith("running_mean")]:
+        found.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
+    widths = widths_of(found)
+    if len(widths) < 2:
+        return {}
+    with torch.device("meta"):
+        like = create_projector(widths[0], widths[1:]).state_dict()
+    fits = {k: v.shape for k, v in like.items()} == {k: v.shape for k, v in found.items()}
+    return found if fits else {}
+
+
+def start_projector(projector: nn.Module, weights: dict[str, Tensor]) -> str:
+    """Give a new projector the weights of a trained one, if they have the same widths.
+
+    Args:
+        projector: from `create_projector`.
+        weights: from `find_projector`; may be empty.
+
+    Returns:
+        A line that says what was done; empty where there was nothing to do.
+    """
+    if not weights:
+        return ""
+    ours, theirs = ("-".join(map(str, widths_of(w))) for w in (projector.state_dict(), weights))
+    if ours != theirs:
+        return f"the projector starts anew: that of the file is {theirs}, this one {ours}"
+    projector.load_state_dict(weights)
+    return f"the projector too starts from the file: {theirs}"
+
+
+def widths_of(projector: Mapping[str, Tensor]) -> list[int]:
+    """Width of its input, then of each layer."""
+    linear = sorted(
+        (int(name.split(".")[0]), value.shape)
+        for name, value in projector.items()
+        if value.ndim == 2 and re.fullmatch(r"\d+\.weight", name)
+    )
+    return [linear[0][1][1], *(shape[0] for _, shape in linear)] if linear else []

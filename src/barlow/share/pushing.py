@@ -1,0 +1,87 @@
+"""An encoder on the Hugging Face hub, with the page that says what it is."""
+
+import re
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from barlow.checkpoint import write_text
+from barlow.errors import UserError
+from barlow.share.card import model_card
+from barlow.share.loading import load_encoder
+from barlow.share.timm_folder import save_encoder
+
+
+class Pushed(NamedTuple):
+    """What was uploaded, or would have been.
+
+    Attributes:
+        place: the model's address on the hub; the folder it would be uploaded from, with `dry_run`.
+        files: names and sizes in bytes.
+        card: the text of `README.md`.
+    """
+
+    place: str
+    files: dict[str, int]
+    card: str
+
+
+def push(
+    encoder: str,
+    repository: str,
+    *,
+    dry_run: bool = False,
+    private: bool = False,
+    license: str = "mit",
+) -> Pushed:
+    """Put an encoder on the Hugging Face hub, as a timm folder with a model card.
+
+    Args:
+        encoder: a run, whose data, recipe, command and evaluations the card tells; or whatever
+            else `load_encoder` takes.
+        repository: OWNER/NAME, made if need be.
+        dry_run: write the folder, show it, and send nothing.
+        private: make the repository private, if it is new.
+        license: of the weights, as the hub abbreviates it.
+
+    Returns:
+        What was uploaded, and where.
+
+    Raises:
+        UserError: if there is no encoder, no such name can be, or the hub refuses.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise UserError(f"{repository!r} is no name of a repository: give OWNER/NAME")
+    module = load_encoder(encoder)
+    card = model_card(module, encoder, repository, license)
+    if dry_run:
+        return _write(module, card, Path(tempfile.mkdtemp(prefix="barlow-push-")))
+    with tempfile.TemporaryDirectory(prefix="barlow-push-") as folder:
+        written = _write(module, card, Path(folder))
+        return written._replace(place=_upload(folder, repository, private))
+
+
+def _write(encoder: nn.Module, card: str, folder: Path) -> Pushed:
+    save_encoder(encoder, folder)
+    write_text(folder / "README.md", card)
+    files = {p.name: p.stat().st_size for p in sorted(folder.iterdir())}
+    return Pushed(str(folder), files, card)
+
+
+def _upload(folder: str, repository: str, private: bool) -> str:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message="Add an encoder of barlow-twins"
+        )
+    except Exception as error:  # of the hub, of its transport, or for want of a token
+        told = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(
+            f"the hub did not take {repository}: {told}; to log in, `hf auth login` or set HF_TOKEN"
+        ) from error
+    return f"{api.endpoint}/{repository}"

@@ -1,0 +1,96 @@
+"""Weights from a file of anybody's: tensors and names, nothing else."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from barlow.checkpoint import load_checkpoint
+from barlow.errors import UserError
+
+# Settings and notes that other projects pickle beside their weights. In their place stands
+# something that does nothing; whatever else a file asks for by name, it is refused.
+_NOTES = re.compile(
+    r"__main__\.exclude_bias_and_norm"  # in the optimiser's state of facebookresearch/barlowtwins
+    r"|argparse\.Namespace|omegaconf\.[\w.]+|pathlib\.\w+|typing\.Any"
+    r"|builtins\.(?:bool|dict|float|int|list|set|str|tuple)"
+)
+# Dictionaries of another class, which the unpickler fills: plain ones do.
+_DICTIONARY = re.compile(r"collections\.defaultdict|(?:pytorch_)?lightning\.[\w.]+\.AttributeDict")
+
+# Where a file keeps its weights, if they are not all there is.
+_CONTAINERS = ("state_dict", "model_state_dict", "model")
+# What wrapping a module in DistributedDataParallel or torch.compile puts before or into a name.
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+|_orig_mod\.")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights in a file.
+
+    Attributes:
+        tensors: by name, without the names that wrappers add.
+        container: the key of the file they were under, or None.
+        state: everything in the file.
+        metadata: texts in the head of a safetensors file.
+    """
+
+    tensors: dict[str, Tensor]
+    container: str | None
+    state: dict[str, Any]
+    metadata: dict[str, str]
+
+
+def read_weights(path: Path) -> Weights:
+    """Read a safetensors file or a checkpoint; nothing in it is executed.
+
+    Raises:
+        UserError: if the file is damaged, has no weights, or would have to execute code.
+    """
+    metadata: dict[str, str] = {}
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "pt") as file:
+                state: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                metadata = file.metadata() or {}
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} cannot be read: {error}") from error
+    else:
+        with torch.serialization.safe_globals(_stand_ins(path)):
+            state = load_checkpoint(path)
+    container = next((c for c in _CONTAINERS if isinstance(state.get(c), dict)), None)
+    found = state if container is None else state[container]
+    tensors = {_WRAPPERS.sub("", str(k)): v for k, v in found.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise UserError(f"{path} holds no weights: its keys are {', '.join(map(str, state))[:200]}")
+    return Weights(tensors, container, state, metadata)
+
+
+class _Nothing:
+    """Stands for an object that is not needed; takes whatever it is given and keeps none of it."""
+
+    def __new__(cls, *_: object) -> "_Nothing":
+        return object.__new__(cls)
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+def _dictionary(*_: object) -> dict[Any, Any]:
+    return {}
+
+
+def _stand_ins(path: Path) -> list[Any]:
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # no zip file, or damaged: load_checkpoint says what is wrong
+        return []
+    notes = [(_Nothing, name) for name in names if _NOTES.fullmatch(name)]
+    return notes + [(_dictionary, name) for name in names if _DICTIONARY.fullmatch(name)]

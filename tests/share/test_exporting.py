@@ -1,0 +1,141 @@
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import nn
+
+import barlow
+from barlow.data import Preprocess
+from barlow.errors import UserError
+from barlow.share import exporting, load_encoder
+from barlow.share.exporting import export
+
+NARROW = {"channels": [8, 16, 24, 32]}
+
+
+@pytest.fixture
+def encoder(shaken):
+    """A narrow ResNet for images of 32 pixels, with statistics that are not ImageNet's."""
+    torch.manual_seed(0)
+    encoder = shaken(barlow.create_encoder("resnet18", 32, **NARROW))
+    encoder.preprocess = Preprocess(32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+    return encoder
+
+
+def pictures(*shape):
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator())
+
+
+def test_a_run_goes_to_timm_and_back_bit_for_bit(tmp_path):
+    tiny = {"recipe": "demo", "epochs": 1, "limit": 64, "batch_size": 32, "projector": [16]}
+    run = barlow.pretrain("mnist5k", tmp_path / "run", accelerator="cpu", **tiny)
+    done = export(run.path, "timm", str(tmp_path / "timm"))
+    assert done.path == tmp_path / "timm"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "timm"], "nothing else is left"
+    images = pictures(4, 1, 28, 28)
+    mine, again = load_encoder(run.path), load_encoder(tmp_path / "timm")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True, num_classes=0)
+    with torch.no_grad():
+        wanted = mine(mine.preprocess(images))
+        assert torch.equal(again(again.preprocess(images)), wanted)
+        assert torch.equal(theirs.eval()(mine.preprocess(images)), wanted)
+
+
+@torch.no_grad()
+def test_safetensors_come_back_bit_for_bit(encoder, tmp_path):
+    export(encoder, "safetensors", str(tmp_path / "e.safetensors"))
+    again = load_encoder(tmp_path / "e.safetensors")
+    images = pictures(2, 3, 40, 50)
+    assert torch.equal(again(again.preprocess(images)), encoder(encoder.preprocess(images)))
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "theirs"),
+    [
+        ("resnet18", 224, lambda: torchvision.models.resnet18()),
+        (
+            "vit_tiny_patch16_224",
+            32,
+            lambda: torchvision.models.VisionTransformer(32, 16, 12, 3, 192, 768),
+        ),
+    ],
+)
+@torch.no_grad()
+def test_safetensors_have_torchvisions_names(tmp_path, name, image_size, theirs):
+    encoder = barlow.create_encoder(name, image_size).eval()
+    encoder.preprocess = Preprocess(image_size)
+    export(encoder, "safetensors", str(tmp_path / "e.safetensors"))
+    model = theirs()
+    model.fc = model.heads = nn.Identity()
+    model.load_state_dict(load_file(tmp_path / "e.safetensors"))
+    view = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model.eval()(view), encoder(view), rtol=1e-4, atol=1e-5)
+    assert torch.equal(load_encoder(tmp_path / "e.safetensors")(view), encoder(view))
+
+
+def onnx(path):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(["features"], {"images": images.numpy()})[0]
+
+
+def torch_export(path):
+    return lambda images: torch.export.load(path).module()(images).detach().numpy()
+
+
+@pytest.mark.parametrize(
+    ("format", "file", "load"), [("onnx", "e.onnx", onnx), ("torch-export", "e.pt2", torch_export)]
+)
+@pytest.mark.parametrize("preprocess", [False, True])
+@torch.no_grad()
+def test_a_graph_computes_the_same_for_every_batch_size(
+    encoder, tmp_path, format, file, load, preprocess
+):
+    done = export(encoder, format, str(tmp_path / file), preprocess=preprocess)
+    assert done.difference is not None
+    assert done.difference < 1e-4
+    run = load(tmp_path / file)
+    for images in (pictures(1, 3, 32, 32), pictures(5, 3, 61, 40)):
+        prepared = encoder.preprocess(images)
+        features = run(images if preprocess else prepared)
+        np.testing.assert_allclose(features, encoder(prepared).numpy(), atol=1e-4)
+
+
+def test_a_graph_that_computes_something_else_is_not_written(encoder, tmp_path, monkeypatch):
+    right = exporting._traceable
+
+    def wrong(encoder, preprocess):
+        graph, images, shapes = right(encoder, preprocess)
+        return nn.Sequential(graph, nn.Hardtanh(-0.01, 0.01)), images, shapes
+
+    monkeypatch.setattr(exporting, "_traceable", wrong)
+    with pytest.raises(RuntimeError, match="differs from PyTorch by"):
+        export(encoder, "torch-export", str(tmp_path / "e.pt2"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("format", "name", "preprocess", "told"),
+    [
+        ("timm", "there", False, "is there already"),
+        ("keras", "e", False, "no format 'keras': there are timm, safetensors"),
+        ("onnx", "e.pb", False, "name it e.onnx"),
+        ("safetensors", "e.safetensors", True, "leave --preprocess to onnx"),
+    ],
+)
+def test_a_mistake_writes_nothing(encoder, tmp_path, format, name, preprocess, told):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError, match=told):
+        export(encoder, format, str(tmp_path / name), preprocess=preprocess)
+    assert [p.name for p in tmp_path.rglob("*")] == ["there"]
+
+
+def test_a_missing_package_is_named_with_what_installs_it(encoder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r"pip install 'barlow-twins\[onnx\]'"):
+        export(encoder, "onnx", str(tmp_path / "e.onnx"))
