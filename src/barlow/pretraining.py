@@ -25,6 +25,7 @@ from barlow.assembly import (
 from barlow.checkpoint import load_last, save_checkpoint, save_last, write_text
 from barlow.data import Loader
 from barlow.encoders import spec_of
+from barlow.environment import environment
 from barlow.errors import TrainingError, UserError
 from barlow.metrics import Means
 from barlow.model import BarlowTwins
@@ -120,7 +121,7 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
         reporter.say(f"{run.path} is finished: {step} steps are done, nothing is left to do")
         return
     if main:
-        _start(run, settings, step)
+        _start(run, settings, step, loader)
 
     synchronise = settings.sync_batch_norm and ranks > 1
     if synchronise:
@@ -248,10 +249,13 @@ def validate(model: BarlowTwins, wrapped: nn.Module, loader: Loader) -> dict[str
     return {f"val_{name}": value for name, value in means.read(steps).items()}
 
 
-def _start(run: Run, settings: Settings, step: int) -> None:
+def _start(run: Run, settings: Settings, step: int, loader: Loader) -> None:
     run.path.mkdir(parents=True, exist_ok=True)
     write_text(run.config_file, yaml.safe_dump(settings.to_dict(), sort_keys=False))
     run.forget_metrics_after(step)
+    images = loader.source
+    data = {"name": images.name, "images": len(images), "fingerprint": images.fingerprint}
+    run.add_start({"step": step, "data": data, "environment": environment()})
 
 
 def _list_skipped(fabric: "Fabric", run: Run, loader: Loader) -> None:

@@ -3,9 +3,12 @@
 import csv
 import dataclasses
 import io
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import yaml
 from torch import nn
@@ -76,6 +79,11 @@ class Run:
         return self.path / "skipped.csv"
 
     @property
+    def starts_file(self) -> Path:
+        """When, on what machine and on what images it was started and resumed, JSON lines."""
+        return self.path / "starts.jsonl"
+
+    @property
     def log_file(self) -> Path:
         """What was logged, with times."""
         return self.path / "log.txt"
@@ -110,6 +118,18 @@ class Run:
             if new:
                 writer.writeheader()
             writer.writerow({name: _short(row[name]) for name in METRICS if name in row})
+
+    def add_start(self, start: Mapping[str, Any]) -> None:
+        """Note that the training starts or goes on, and the time."""
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        with open(self.starts_file, "a") as file:
+            file.write(json.dumps({"time": time, **start}) + "\n")
+
+    def starts(self) -> list[dict[str, Any]]:
+        """What `add_start` noted, the first start first."""
+        if not self.starts_file.exists():
+            return []
+        return [json.loads(line) for line in self.starts_file.read_text().splitlines()]
 
     def add_skipped(self, skipped: Iterable[tuple[str, str]]) -> int:
         """List images that could not be read, each once; returns how many are new."""
