@@ -84,6 +84,11 @@ class Run:
         return self.path / "starts.jsonl"
 
     @property
+    def report_file(self) -> Path:
+        """The run as a page, HTML."""
+        return self.path / "report.html"
+
+    @property
     def log_file(self) -> Path:
         """What was logged, with times."""
         return self.path / "log.txt"

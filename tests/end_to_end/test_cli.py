@@ -43,7 +43,8 @@ def test_pretraining_prints_a_line_an_epoch_and_where_the_encoder_is(run):
     out, done = run
     lines = done.stdout.splitlines()
     assert [line[:20] for line in lines[:2]] == ["barlow: epoch 1.00/2", "barlow: epoch 2.00/2"]
-    assert lines[-1].endswith(f"the encoder is {out / 'encoder'}")
+    assert lines[-2].endswith(f"the encoder is {out / 'encoder'}")
+    assert lines[-1] == f"barlow: the page of the run is {out / 'report.html'}"
     assert done.stderr == ""
     assert (out / "encoder" / "model.safetensors").is_file()
 
