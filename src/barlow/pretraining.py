@@ -44,6 +44,7 @@ from barlow.run import Run, open_run
 from barlow.settings import Settings
 from barlow.share import save_encoder
 from barlow.signals import stop_on_signals
+from barlow.tracking import tracked
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -91,6 +92,7 @@ def pretrain(
 def train(settings: Settings, out: str | Path, reporter: Reporter | None = None) -> Run:
     """`pretrain` with settings that are already put together."""
     run = open_run(out, settings)
+    reporter = tracked(reporter, settings, run)
     fabric = create_fabric(settings)
     try:
         # Bound here, not passed: Fabric takes arguments apart, and frozen ones not at all.

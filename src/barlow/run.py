@@ -36,7 +36,10 @@ METRICS = [
 ]
 
 # What may differ between a run and its continuation: it changes where and how often, not what.
-_FREE = {"devices", "accelerator", "workers", "save_every", "save_minutes", "compile", "epochs"}
+_FREE = {
+    *("devices", "accelerator", "workers", "save_every", "save_minutes", "compile", "epochs"),
+    "track",
+}
 
 
 @dataclass(frozen=True)

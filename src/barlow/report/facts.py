@@ -158,6 +158,8 @@ def command(settings: Settings, out: str) -> str:
             parts.append(flag if value else flag.replace("--", "--no-", 1))
         elif isinstance(value, dict):
             parts += [flag, dumps(value)]
+        elif value and isinstance(value, list) and isinstance(value[0], str):
+            parts += [flag, ",".join(value)]
         elif isinstance(value, list):
             parts += [flag, *map(str, value)]
         else:
