@@ -1,6 +1,8 @@
 """The page, opened as a person opens it: from disk, in a browser."""
 
 import shutil
+import threading
+import time
 
 import pytest
 
@@ -129,8 +131,6 @@ def test_the_page_of_several_runs_draws_their_curves_over_each_other(run, open_p
 
 
 def test_a_run_that_goes_on_renews_its_page(run, open_page, tmp_path):
-    import threading
-
     from barlow.report.watch import server_of
     from barlow.run import Run
 
@@ -144,10 +144,10 @@ def test_a_run_that_goes_on_renews_its_page(run, open_page, tmp_path):
         loss = page.locator("figure.chart polyline").first
         before = len(loss.get_attribute("points").split())
         live.add_metrics(run.metrics()[-1] | {"step": 99, "epoch": 4})
-        page.wait_for_function(
-            f"document.querySelector('figure.chart polyline').points.length == {before + 1}",
-            timeout=30_000,
-        )
+        until = time.monotonic() + 30
+        while len(loss.get_attribute("points").split()) == before and time.monotonic() < until:
+            page.wait_for_timeout(200)
+        assert len(loss.get_attribute("points").split()) == before + 1
         page.wait_for_selector(".map circle", timeout=60_000)
         assert [e for e in page.errors if not e.startswith("http://127.0.0.1")] == []
     finally:
