@@ -3,6 +3,7 @@
 import json
 import struct
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import barlow
 from barlow.checkpoint import load_checkpoint
 from barlow.errors import UserError
 from barlow.progress import Reporter
+from barlow.run import METRICS
 
 TINY = {
     "recipe": "demo",
@@ -120,6 +122,11 @@ def of_wandb(file):
             for name, value in items.items():
                 history.setdefault(name, []).append((step, value))
     return history, config, identity
+
+
+def test_every_column_is_documented():
+    page = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
+    assert [name for name in METRICS if f"| `{name}` |" not in page] == []
 
 
 def test_tensorboard_holds_the_numbers_of_metrics_csv_also_after_a_crash(tmp_path):

@@ -68,6 +68,29 @@ def test_evaluation_prints_the_table_without_and_with(run):
     assert list((run[0] / "evaluation").glob("*.json"))
 
 
+def test_quiet_prints_nothing_and_verbose_every_row(tmp_path):
+    short = [*TINY, "--epochs", "1", "--log-every", "1"]
+    quiet = barlow("pretrain", "mnist5k", "--out", tmp_path / "quiet", "--quiet", *short)
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    assert (tmp_path / "quiet" / "report.html").is_file()
+    done = barlow("pretrain", "mnist5k", "--out", tmp_path / "verbose", "--verbose", *short)
+    steps = [line.split("step ")[1].split(",")[0] for line in done.stdout.splitlines()[:4]]
+    assert steps == ["1", "2", "3", "4"]
+    both = barlow("pretrain", "mnist5k", "--out", tmp_path / "no", "--quiet", "--verbose", *short)
+    assert both.returncode == 2
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_print_what_one_would(run, tmp_path):
+    done = barlow("pretrain", "mnist5k", "--out", tmp_path / "two", *TINY, "--devices", "2")
+    assert done.returncode == 0, done.stderr
+    assert [line[:20] for line in done.stdout.splitlines()] == [
+        line[:20] for line in run[1].stdout.splitlines()
+    ]
+    assert done.stderr == ""
+
+
 def test_the_same_command_again_says_that_the_run_is_finished(run):
     done = barlow("pretrain", "mnist5k", "--out", run[0], *TINY)
     assert done.returncode == 0
