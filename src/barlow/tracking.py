@@ -62,10 +62,12 @@ class Tracked(Reporter):
         self._step, self._steps = step, steps
         kept = _kept(self._run)
         for name in self._settings.track:
-            self._try(name, lambda name=name: self._open(name, kept.get(name)))
-        write_text(
-            _file(self._run), json.dumps(kept | {n: t.id for n, t in self._trackers.items()})
-        )
+            self._try(name, self._open, name, kept.get(name))
+        kept |= {name: tracker.id for name, tracker in self._trackers.items()}
+        try:
+            write_text(_file(self._run), json.dumps(kept) + "\n")
+        except OSError as error:
+            log.warning("a resumption will begin new runs in the trackers: %s", _one_line(error))
         if step == 0:
             self._show("views", self._views)
 
