@@ -13,6 +13,7 @@ from barlow.errors import TrainingError, UserError
 from barlow.progress import Reporter
 from barlow.run import METRICS, Run
 from barlow.settings import Settings
+from barlow.validation import HEALTH
 
 # Dropout in the encoder, random views and an order that is shuffled: nothing here is easy.
 TINY = {
@@ -28,6 +29,7 @@ TINY = {
     "validation_limit": 64,
     "epochs": 3,
     "log_every": 3,
+    "eval_every": 1,
     "save_every": 2,
     "accelerator": "cpu",
 }
@@ -72,6 +74,7 @@ def test_a_run_holds_what_it_promises(whole):
     rows = whole.metrics()
     assert [r["step"] for r in rows] == [3, 4, 6, 8, 9, 12]
     assert [r["step"] for r in rows if "val_loss" in r] == [4, 8, 12]
+    assert all(set(HEALTH) < set(r) for r in rows if "val_loss" in r)
     assert all(
         r["loss"] == pytest.approx(r["invariance"] + 0.01 * r["redundancy"], rel=1e-4) for r in rows
     )

@@ -94,10 +94,13 @@ def training_images(settings: Settings) -> Source:
 
 def held_out(settings: Settings) -> Source | None:
     """The images that the validation loss is taken over, if there are any."""
-    limit, in_chans = settings.validation_limit, settings.channels
     if settings.validation:
-        return open_source(settings.validation, "test", in_chans=in_chans, limit=limit)
-    return open_held_out(settings.source, in_chans=in_chans, limit=limit)
+        images = open_source(settings.validation, "test", in_chans=settings.channels)
+    elif found := open_held_out(settings.source, in_chans=settings.channels):
+        images = found
+    else:
+        return None
+    return images.spread(settings.validation_limit)
 
 
 def training_loader(fabric: "Fabric", settings: Settings, views: TwoViews) -> Loader:

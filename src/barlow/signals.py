@@ -1,13 +1,32 @@
 """Stopping a training between two steps when the system or a person asks for it."""
 
+import logging
+import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+log = logging.getLogger(__name__)
+
 _SIGNALS = ["SIGINT", "SIGTERM", "SIGUSR1"]
+
+
+def requeue() -> bool:
+    """Ask SLURM to start this job again; False if this is none of its jobs, or it will not."""
+    if not (job := os.environ.get("SLURM_JOB_ID")):
+        return False
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("SLURM's job %s is not queued again: %s", job, error)
+        return False
+    return True
 
 
 @dataclass

@@ -14,6 +14,7 @@ TINY = {
     "validation_limit": 60,
     "epochs": 3,
     "log_every": 2,
+    "eval_every": 1,
     "accelerator": "cpu",
 }
 

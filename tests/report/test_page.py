@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from barlow.assembly import held_out
+
 SECTIONS = [
     "worth",
     "data",
@@ -89,7 +91,7 @@ def test_pointing_at_the_map_shows_the_image_and_at_a_curve_its_values(run, open
     on = page.locator(".map circle.on")
     index = on.evaluate("point => [...point.parentNode.children].indexOf(point)")
     text = tip.inner_text()
-    assert text.endswith(f"test:{index}")
+    assert text.endswith(held_out(run.settings()).ids[index])
     assert "url(" in tip.locator("i").evaluate("i => i.style.backgroundImage")
     page.locator(".map svg").focus()
     page.keyboard.press("ArrowRight")
@@ -102,7 +104,8 @@ def test_pointing_at_the_map_shows_the_image_and_at_a_curve_its_values(run, open
 def test_a_class_can_be_picked_out_of_the_map(run, open_page):
     page = open_page(run.report_file.as_uri())
     page.locator(".keys button", has_text="3").click()
-    assert page.locator(".map circle.kept").count() == 6, "sixty images, ten digits in turns"
+    labels = held_out(run.settings()).labels
+    assert page.locator(".map circle.kept").count() == int((labels == 3).sum()) > 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -143,7 +146,7 @@ def test_a_run_that_goes_on_renews_its_page(run, open_page, tmp_path):
         page = open_page(f"http://127.0.0.1:{server.server_port}/")
         loss = page.locator("figure.chart polyline").first
         before = len(loss.get_attribute("points").split())
-        live.add_metrics(run.metrics()[-1] | {"step": 99, "epoch": 4})
+        live.add_metrics([run.metrics()[-1] | {"step": 99, "epoch": 4}])
         until = time.monotonic() + 30
         while len(loss.get_attribute("points").split()) == before and time.monotonic() < until:
             page.wait_for_timeout(200)

@@ -33,7 +33,7 @@ def test_without_its_images_the_page_is_made_of_what_the_folder_says(copy, caplo
     text = copy.config_file.read_text().replace("source: mnist5k", "source: gone/images")
     copy.config_file.write_text(text)
     page = write_report([str(copy.path)])
-    assert headings(page) == ["worth", "data", "training", "settings"]
+    assert headings(page) == ["worth", "data", "training", "health", "settings"]
     assert "goes without its images: gone/images does not exist" in caplog.text
 
 

@@ -19,6 +19,10 @@ TITLES = {
     "lr": "Learning rate",
     "images_per_second": "Throughput, images a second",
     "knn_top1": "k-NN top-1",
+    "effective_rank": "Effective rank of the representation",
+    "rankme_representation": "RankMe of the representation",
+    "rankme_embedding": "RankMe of the embedding",
+    "mean_abs_off_diagonal": "Mean correlation of two features of the embedding",
 }
 TRAINING = ("loss", "invariance", "redundancy", "diagonal_error", "off_diagonal_rms")
 PACE = ("lr", "images_per_second")

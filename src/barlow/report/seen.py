@@ -13,7 +13,7 @@ from barlow.checkpoint import load_last
 from barlow.correlation import first_model, start_and_now
 from barlow.data import Preprocess, Source
 from barlow.errors import UserError
-from barlow.evaluation.features import extract, part_of
+from barlow.evaluation.features import extract
 from barlow.evaluation.knn import knn_scores, nearest
 from barlow.evaluation.spectrum import rankme, spectrum
 from barlow.run import Run
@@ -96,32 +96,33 @@ def look(run: Run) -> Seen:
     state = load_last(run.last_checkpoint)
     if state is None:
         raise UserError(f"{run.path} has no checkpoint yet")
-    bank, queries, classes, are_held_out = _images(settings)
+    bank, queries, are_held_out = _images(settings)
     model = first_model(settings)
     preprocess = model.encoder.preprocess
     assert isinstance(preprocess, Preprocess)
     model.encoder.to("cuda" if torch.cuda.is_available() else "cpu")
-    untrained = [extract(model.encoder, images.source) for images in (bank, queries)]
+    untrained = [extract(model.encoder, images)[0] for images in (bank, queries)]
     model.load_state_dict(state["model"])
-    (x, x_rows), (y, y_rows) = (extract(model.encoder, images.source) for images in (bank, queries))
-    bank, queries = bank.take(x_rows), queries.take(y_rows)
+    (x, x_rows), (y, y_rows) = (extract(model.encoder, images) for images in (bank, queries))
+    bank, queries = bank.part(x_rows.tolist()), queries.part(y_rows.tolist())
 
     knn: tuple[float, float] | None = None
     confusion: Tensor | None = None
-    known, asked = bank.labels >= 0, queries.labels >= 0
+    classes = list(dict.fromkeys([*_classes(bank), *_classes(queries)]))
+    of_bank, of_queries = _labels(bank, classes), _labels(queries, classes)
+    known, asked = of_bank >= 0, of_queries >= 0
     if bool(known.any()) and bool(asked.any()):
-        truth = queries.labels[asked]
-        targets = F.one_hot(bank.labels[known], len(classes)).float()
-        before = _knn(untrained[0][0][known], untrained[1][0][asked], targets)
+        truth, targets = of_queries[asked], F.one_hot(of_bank[known], len(classes)).float()
+        before = _knn(untrained[0][known], untrained[1][asked], targets)
         after = _knn(x[known], y[asked], targets)
         knn = (float((before == truth).float().mean()), float((after == truth).float().mean()))
         pairs = torch.bincount(truth * len(classes) + after, minlength=len(classes) ** 2)
         confusion = pairs.view(len(classes), len(classes))
 
-    def shown(images: _Images, row: int, side: int) -> Shown:
-        label = int(images.labels[row])
+    def shown(images: Source, row: int, side: int) -> Shown:
+        label = int((of_bank if images is bank else of_queries)[row])
         name = classes[label] if label >= 0 else None
-        return Shown(picture(images.source[row], side), images.source.ids[row], name)
+        return Shown(picture(images[row], side), images.ids[row], name)
 
     similarity, rows = nearest(y, x, min(_COLUMNS, len(x)))
     neighbours = [
@@ -132,11 +133,11 @@ def look(run: Run) -> Seen:
                 for s, j in zip(similarity[i].tolist(), rows[i].tolist(), strict=True)
             ],
         )
-        for i in _spread(len(y), _ROWS).tolist()
+        for i in _spread(len(y), _ROWS)
     ]
     sample = queries if are_held_out else bank
-    sample = sample.take(_spread(len(sample.labels), min(_BATCH, settings.batch_size)))
-    viewed = bank.take(_spread(len(x), _VIEWED)).source
+    sample = sample.part(_spread(len(sample), min(_BATCH, settings.batch_size)))
+    viewed = bank.part(_spread(len(bank), _VIEWED))
     two_views = build_views(settings, preprocess)
     drawn = with_views(_pixels(viewed), two_views, address.key(settings.seed))
     return Seen(
@@ -149,10 +150,10 @@ def look(run: Run) -> Seen:
             (name, picture(image, _LARGE), picture(view1, _LARGE), picture(view2, _LARGE))
             for name, (image, view1, view2) in zip(viewed.ids, drawn, strict=True)
         ],
-        matrices=start_and_now(settings, state, _pixels(sample.source)),
-        matrix_images=len(sample.labels),
-        spectra=(spectrum(untrained[1][0]).tolist(), spectrum(y).tolist()),
-        rankmes=(rankme(untrained[1][0]), rankme(y)),
+        matrices=start_and_now(settings, state, _pixels(sample)),
+        matrix_images=len(sample),
+        spectra=(spectrum(untrained[1]).tolist(), spectrum(y).tolist()),
+        rankmes=(rankme(untrained[1]), rankme(y)),
         neighbours=neighbours,
         map=_map(y, settings.seed),
         mapped=[shown(queries, i, _SMALL) for i in range(len(y))],
@@ -162,24 +163,14 @@ def look(run: Run) -> Seen:
     )
 
 
-@dataclass(frozen=True)
-class _Images:
-    source: Source
-    labels: Tensor  # (N,), -1 where unknown
-
-    def take(self, rows: Tensor) -> "_Images":
-        return _Images(part_of(self.source, rows), self.labels[rows])
-
-
-def _images(settings: Settings) -> tuple[_Images, _Images, list[str], bool]:
-    """Images to look among, images to look at, names of classes, whether the latter are new."""
+def _images(settings: Settings) -> tuple[Source, Source, bool]:
+    """Images to look among, images to look at, and whether the latter are held out."""
     train, new = training_images(settings), held_out(settings)
-    classes = list(dict.fromkeys([*_classes(train), *(_classes(new) if new else [])]))
-    bank = _labelled(train, classes).take(_spread(len(train), _BANK))
+    chosen = _spread(len(train), _BANK)
     if new:
-        return bank, _labelled(new, classes).take(_spread(len(new), _QUERIES)), classes, True
-    rows = torch.arange(len(bank.labels))
-    return bank.take(rows[rows % 5 > 0]), bank.take(rows[rows % 5 == 0]), classes, False
+        return train.part(chosen), new.part(_spread(len(new), _QUERIES)), True
+    asked = chosen[::5]
+    return train.part(sorted({*chosen} - {*asked})), train.part(asked), False
 
 
 def _pixels(source: Source) -> list[Tensor]:
@@ -192,23 +183,23 @@ def _classes(source: Source) -> list[str]:
     return list(source.classes or [str(i) for i in range(int(source.labels.max()) + 1)])
 
 
-def _labelled(source: Source, classes: list[str]) -> _Images:
-    """The images with their labels, numbered as `classes` are."""
+def _labels(source: Source, classes: list[str]) -> Tensor:
+    """The labels, numbered as `classes` are, -1 where unknown: `(N,)`."""
     if source.labels is None:
-        return _Images(source, torch.full((len(source),), -1))
+        return torch.full((len(source),), -1)
     number = torch.tensor([classes.index(name) for name in _classes(source)])
-    return _Images(source, torch.where(source.labels >= 0, number[source.labels], -1))
+    return torch.where(source.labels >= 0, number[source.labels], -1)
 
 
-def _spread(number: int, most: int) -> Tensor:
+def _spread(number: int, most: int) -> list[int]:
     """At most so many of a number of rows, from everywhere, at no fixed distance.
 
     Sources are often sorted by class, or have the classes in turns.
     """
     if number <= most:
-        return torch.arange(number)
+        return list(range(number))
     within = address.uniform(_STREAM, torch.arange(most), 1)[:, 0].double()
-    return ((torch.arange(most) + within) * number / most).long().clamp(max=number - 1)
+    return ((torch.arange(most) + within) * number / most).long().clamp(max=number - 1).tolist()
 
 
 def _knn(bank: Tensor, queries: Tensor, targets: Tensor) -> Tensor:
