@@ -1,8 +1,12 @@
 import re
+import shlex
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
+import barlow
 from barlow.cli.options import add_options, new_parser, parse
 from barlow.errors import UserError
 from barlow.report import write_report
@@ -46,6 +50,32 @@ def test_a_run_that_has_only_begun_has_a_page(copy, caplog):
     assert "has no checkpoint yet" in caplog.text
 
 
+def test_photos_without_labels_or_held_out_images_have_neighbours_and_a_map(tmp_path):
+    draw = np.random.default_rng(0)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(60):
+        pixels = draw.integers(0, 256, (30 + i, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02}.jpg")
+    settings = {"encoder": "resnet18", "image_size": 32, "projector": [16], "epochs": 1}
+    run = barlow.pretrain(str(folder), tmp_path / "run", batch_size=32, **settings)
+    page = write_report([str(run.path)])
+    assert headings(page) == [
+        *("data", "training", "health", "matrix", "neighbours", "map", "settings")
+    ]
+    text = page.read_text()
+    assert text.count("<circle cx") == 12, "every fifth image; no class to colour it by"
+    assert "--dot:" not in text.split('class="map"')[1].split("<script")[0]
+    assert 'alt="training image"' in text
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / run.path.name)
+    runs = [str(run.path), str(tmp_path / run.path.name)]
+    text = write_report(runs, out=str(tmp_path / "both.html")).read_text()
+    assert all(f"{path}, validation" in text for path in runs)
+
+
 def test_warnings_resumptions_and_skipped_images_are_told(copy):
     copy.add_start(
         {"step": 9, "data": {"name": "x", "images": 1, "fingerprint": ""}}
@@ -72,8 +102,6 @@ def test_the_command_on_the_page_makes_the_same_settings():
         view1={"blur": 0.5},
         track=["wandb", "tensorboard"],
     )
-    import shlex
-
     argv = shlex.split(command(settings, "runs/a"))
     assert argv[:2] == ["barlow", "pretrain"]
     parser = new_parser("pretrain", "")

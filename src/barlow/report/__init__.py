@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,8 @@ def write_report(runs: Sequence[str], *, out: str | None = None) -> Path:
     from barlow.run import Run
 
     facts = [collect(Run(Path(run))) for run in runs]
+    if len({one.name for one in facts}) < len(facts):
+        facts = [replace(one, name=str(one.path)) for one in facts]
     first, alone = Run(Path(runs[0])), len(runs) == 1
     path = Path(out) if out else first.report_file if alone else first.path / "comparison.html"
     write_text(path, page(facts[0], look_if_possible(first)) if alone else overlay(facts))

@@ -21,7 +21,7 @@ def overlay(runs: Sequence[Facts]) -> str:
     """The page of several runs.
 
     Args:
-        runs: two or more; of equal names each is called by its path.
+        runs: two or more, of different names.
 
     Returns:
         HTML that needs nothing else.

@@ -134,8 +134,11 @@ def _head(facts: Facts, seen: Seen | None) -> str:
     if found := verdict(facts):
         head += _verdict(found)
     elif seen and seen.knn:
-        how = f"k nearest neighbours among {seen.bank:,} labelled training images"
-        head += _verdict(Verdict(*seen.knn, "val_top1", how))
+        how = f"the 20 nearest of {seen.bank:,} labelled training images vote"
+        head += _verdict(
+            Verdict(*seen.knn, "val_top1", how),
+            "held-out images" if seen.held_out else "training images, whose labels it did not know",
+        )
     last = facts.rows[-1] if facts.rows else {}
     cards = [("epochs", epochs.removesuffix(" epochs"))]
     for column, name in (("loss", "training loss"), ("val_loss", "validation loss")):
@@ -149,15 +152,15 @@ def _head(facts: Facts, seen: Seen | None) -> str:
     return head + listing(cards, "cards") + "</header>"
 
 
-def _verdict(found: Verdict) -> str:
+def _verdict(found: Verdict, images: str = "test images") -> str:
     names = {"val_top1": "top-1 accuracy", "val_map": "mean average precision", "val_r2": "R²"}
     without, with_ = (shown(v, found.metric) for v in (found.without, found.with_))
     name = names[found.metric]
     return (
         f'<p class="verdict"><s aria-label="without pretraining {without}">{without}</s>'
         f'<span aria-hidden="true">&rarr;</span><b aria-label="with pretraining {with_}">{with_}'
-        f'</b></p><p class="soft">{name} on images the training has not seen, without and with '
-        f"pretraining: {escape(found.how)}.</p>"
+        f'</b></p><p class="soft">{name} on {images}, without and with pretraining: '
+        f"{escape(found.how)}.</p>"
     )
 
 
@@ -166,7 +169,7 @@ def _worth(facts: Facts, seen: Seen | None) -> str:
     if not body and seen and seen.knn:
         body = (
             "<p>Not evaluated yet: <code>barlow evaluate</code> measures what a classifier makes "
-            "of the encoder, and puts the table here.</p>"
+            "of the encoder, and <code>barlow report</code> then puts the table here.</p>"
         )
     return body + (confusion(seen) if seen else "")
 
