@@ -26,7 +26,7 @@ def take(run: Path, out: Path) -> None:
             clip={"x": 0, "y": 0, "width": _WIDTH, "height": _below(page, "header") + 10},
         )
         page.locator("#matrix .grid").first.screenshot(path=out / "matrix.png")
-        page.locator(".map circle").nth(123).hover()
+        page.locator(".map circle").nth(123).hover(force=True)
         page.locator(".map").screenshot(path=out / "map.png")
         browser.close()
 

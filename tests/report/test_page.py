@@ -86,7 +86,7 @@ def test_pointing_at_the_map_shows_the_image_and_at_a_curve_its_values(run, open
     page = open_page(run.report_file.as_uri())
     tip = page.locator(".map .tip")
     assert tip.is_hidden()
-    page.locator(".map circle").nth(7).hover()
+    page.locator(".map circle").nth(7).hover(force=True)
     assert tip.is_visible()
     on = page.locator(".map circle.on")
     index = on.evaluate("point => [...point.parentNode.children].indexOf(point)")
