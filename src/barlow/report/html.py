@@ -59,24 +59,21 @@ def document(title: str, head: str, sections: Sequence[Section], live: str = "")
     )
 
 
-def table(lines: Sequence[Sequence[str]], label: str, *, head: bool = True) -> str:
+def table(lines: Sequence[Sequence[str]], label: str, kind: str = "") -> str:
     """A table whose first line and first column are headings.
 
     Args:
         lines: of plain text.
         label: what it shows, for a screen reader.
-        head: whether the first line is one of headings.
+        kind: "text" if its cells are words and not numbers.
     """
-    rows = []
-    for i, line in enumerate(lines):
-        if head and i == 0:
-            cells = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in line)
-            rows.append(f"<thead><tr>{cells}</tr></thead>")
-            continue
-        first, *rest = line
+    headings, *others = lines
+    cells = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in headings)
+    rows = [f"<thead><tr>{cells}</tr></thead>"]
+    for first, *rest in others:
         cells = "".join(f"<td>{escape(cell)}</td>" for cell in rest)
         rows.append(f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>')
-    return scrolling(f"<table>{''.join(rows)}</table>", label)
+    return scrolling(f'<table class="{kind}">{"".join(rows)}</table>', label)
 
 
 def scrolling(body: str, label: str) -> str:

@@ -42,7 +42,7 @@ def overlay(runs: Sequence[Facts]) -> str:
 
 
 def _summary(runs: Sequence[Facts]) -> str:
-    lines = [["run", "data", "epochs", "training", "loss", "validation loss", "without", "with"]]
+    lines = [["run", "without", "with", "loss", "validation loss", "epochs", "training", "data"]]
     measured = set()
     for facts in runs:
         last = {name: facts.curve(name)[-1][1] for name in facts.columns()}
@@ -52,12 +52,12 @@ def _summary(runs: Sequence[Facts]) -> str:
         lines.append(
             [
                 facts.name,
-                data_name(facts),
-                f"{facts.epochs_done:.4g} of {facts.settings.epochs}",
-                seconds(last.get("seconds", 0.0)),
-                *(f"{last[name]:.4g}" if name in last else "" for name in ("loss", "val_loss")),
                 shown(found.without, found.metric) if found else "",
                 shown(found.with_, found.metric) if found else "",
+                *(f"{last[name]:.4g}" if name in last else "" for name in ("loss", "val_loss")),
+                f"{facts.epochs_done:.4g} of {facts.settings.epochs}",
+                seconds(last.get("seconds", 0.0)),
+                data_name(facts),
             ]
         )
     notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in sorted(measured))
@@ -76,4 +76,6 @@ def _differences(runs: Sequence[Facts]) -> str:
     ]
     if not lines:
         return "<p>None.</p>"
-    return table([["setting", *(facts.name for facts in runs)], *lines], "Settings that differ")
+    return table(
+        [["setting", *(facts.name for facts in runs)], *lines], "Settings that differ", "text"
+    )

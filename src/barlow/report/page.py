@@ -215,15 +215,15 @@ def _events(facts: Facts) -> str:
             ]
             for i, start in enumerate(facts.starts)
         ]
-        parts.append(table([["time (UTC)", "", "machine"], *lines], "Starts"))
+        parts.append(table([["time (UTC)", "", "machine"], *lines], "Starts", "text"))
     if facts.warnings:
         last = [["time", "warning"], *map(list, facts.warnings[-_LISTED:])]
-        parts.append(f"<h3>{len(facts.warnings)} warning(s)</h3>{table(last, 'Warnings')}")
+        parts.append(f"<h3>{len(facts.warnings)} warning(s)</h3>{table(last, 'Warnings', 'text')}")
     if facts.skipped:
         lines = [["image", "why"], *map(list, facts.skipped[:_LISTED])]
         title = f"{len(facts.skipped)} image(s) that cannot be read"
         more = "" if len(facts.skipped) <= _LISTED else "<p>The others are in skipped.csv.</p>"
-        parts.append(folded(title, table(lines, title) + more))
+        parts.append(folded(title, table(lines, title, "text") + more))
     return "".join(parts)
 
 
@@ -231,7 +231,7 @@ def _settings(facts: Facts) -> str:
     values = facts.settings.to_dict()
     lines = [["setting", "value"], *([name, str(value)] for name, value in values.items())]
     text = escape(command(facts.settings, str(facts.path)))
-    return f"<pre>{text}</pre>" + folded("Every setting", table(lines, "Settings"))
+    return f"<pre>{text}</pre>" + folded("Every setting", table(lines, "Settings", "text"))
 
 
 def _title(column: str) -> str:
