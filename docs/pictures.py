@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-_WIDTH = 1000
+_WIDTH = 1040
 
 
 def take(run: Path, out: Path) -> None:

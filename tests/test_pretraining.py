@@ -255,3 +255,34 @@ def test_settings_and_options_are_one_list():
 
 def test_run_reads_a_path_given_as_text():
     assert Run("runs/a").log_file.name == "log.txt"
+
+
+def test_a_collapse_is_warned_of_once(tmp_path, caplog):
+    one_feature = TINY["encoder_args"] | {"channels": [4, 4, 8, 8, 8, 1]}
+    with caplog.at_level(logging.WARNING, "barlow"):
+        barlow.pretrain("mnist5k", tmp_path / "run", **TINY | {"encoder_args": one_feature})
+    assert caplog.text.count("the representation has collapsed") == 1
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_checkpoint_is_touched(
+    tmp_path, monkeypatch
+):
+    import barlow.pretraining as loop
+
+    backward = []
+
+    def poison(gradient):
+        backward.append(gradient)
+        return gradient * (torch.nan if len(backward) == 6 else 1)
+
+    def build(settings):
+        model, preprocess = loop_build(settings)
+        model.projector[0].weight.register_hook(poison)
+        return model, preprocess
+
+    loop_build = loop.build_model
+    monkeypatch.setattr(loop, "build_model", build)
+    out = tmp_path / "run"
+    with pytest.raises(TrainingError, match=r"gradient of projector.* before step 6.*lower --lr"):
+        barlow.pretrain("mnist5k", out, **TINY, save_minutes=0.0)
+    assert load_checkpoint(out / "checkpoints" / "last.ckpt")["step"] == 5

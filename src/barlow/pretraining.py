@@ -22,7 +22,7 @@ from barlow.assembly import (
     validation_loader,
     warmup_steps,
 )
-from barlow.checkpoint import load_last, save_checkpoint, save_last, write_text
+from barlow.checkpoint import load_last, remove_unfinished, save_checkpoint, save_last, write_text
 from barlow.data import Loader
 from barlow.encoders import spec_of
 from barlow.environment import environment
@@ -34,6 +34,8 @@ from barlow.ranks import (
     any_rank,
     create_fabric,
     from_all_ranks,
+    launched_from_outside,
+    lost_a_rank,
     processes_here,
     share_threads,
     synchronised,
@@ -96,9 +98,18 @@ def train(settings: Settings, out: str | Path, reporter: Reporter | None = None)
     fabric = create_fabric(settings)
     try:
         # Bound here, not passed: Fabric takes arguments apart, and frozen ones not at all.
-        fabric.launch(partial(_train, settings=settings, run=run, reporter=reporter))
+        spawns = settings.devices > 1 and not launched_from_outside()
+        with stop_on_signals(pass_on=True) if spawns else nullcontext():
+            fabric.launch(partial(_train, settings=settings, run=run, reporter=reporter))
     except Exception as error:
-        raise _told_by_a_child(error) or error from None
+        if told := _told_by_a_child(error):
+            raise told from None
+        if lost_a_rank(error):
+            raise TrainingError(
+                "another process of this training, or the way to it, is gone: "
+                "run the same command again to go on"
+            ) from error
+        raise
     return run
 
 
@@ -232,7 +243,9 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
                 if step < steps and step % vote_every == 0 and any_rank(fabric, bool(stop.signal)):
                     save()
                     warns = any_rank(fabric, stop.signal == "SIGUSR1")
-                    if main and warns and requeue():
+                    if not main:
+                        return  # an error here would end the others while they save
+                    if warns and requeue():
                         reporter.say("SLURM will start this job again")
                     raise TrainingError(
                         f"{stop.signal or 'a signal'} at step {step} of {steps}: saved; "
@@ -245,6 +258,7 @@ def _start(run: Run, settings: Settings, step: int, loader: Loader) -> None:
     run.path.mkdir(parents=True, exist_ok=True)
     write_text(run.config_file, yaml.safe_dump(settings.to_dict(), sort_keys=False))
     run.forget_metrics_after(step)
+    remove_unfinished(run.last_checkpoint.parent)
     images = loader.source
     data = {"name": images.name, "images": len(images), "fingerprint": images.fingerprint}
     run.add_start({"step": step, "data": data, "environment": environment()})
