@@ -104,6 +104,18 @@ def test_a_crashed_run_resumed_ends_bit_identical(whole, tmp_path, stop):
     assert curves(run) == curves(whole)
 
 
+def test_a_run_knows_its_images_and_every_machine_it_ran_on(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(StopAt.Crash):
+        barlow.pretrain("mnist5k", out, **TINY, save_minutes=0.0, reporter=StopAt(6))
+    first, second = barlow.pretrain("mnist5k", out, **TINY).starts()
+    assert (first["step"], second["step"]) == (0, 5)
+    assert first["data"]["images"] == 128
+    assert first["data"] == second["data"]
+    assert first["environment"]["torch"] == torch.__version__
+    assert first["time"] <= second["time"]
+
+
 def test_a_finished_run_is_left_alone(whole):
     before = whole.last_checkpoint.stat().st_mtime_ns
     heard = []

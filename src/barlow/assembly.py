@@ -91,28 +91,39 @@ def build_views(settings: Settings, preprocess: Preprocess) -> TwoViews:
     )
 
 
-def training_loader(fabric: "Fabric", settings: Settings, views: TwoViews) -> Loader:
-    """This rank's part of the training images."""
-    images = open_source(
+def training_images(settings: Settings) -> Source:
+    """The images that are trained on."""
+    return open_source(
         settings.source,
         "train",
         in_chans=settings.channels,
         limit=settings.limit,
         max_broken=settings.max_broken,
     )
+
+
+def held_out(settings: Settings) -> Source | None:
+    """The images that the validation loss is taken over, if there are any."""
+    if settings.validation:
+        images = open_source(settings.validation, "test", in_chans=settings.channels)
+    elif found := open_held_out(settings.source, in_chans=settings.channels):
+        images = found
+    else:
+        return None
+    return images.spread(settings.validation_limit)
+
+
+def training_loader(fabric: "Fabric", settings: Settings, views: TwoViews) -> Loader:
+    """This rank's part of the training images."""
+    images = training_images(settings)
     return _loader(fabric, settings, images, views, settings.batch_size)
 
 
 def validation_loader(fabric: "Fabric", settings: Settings, views: TwoViews) -> Loader | None:
     """This rank's part of the images that the validation loss is taken over, if there are any."""
-    limit, in_chans = settings.validation_limit, settings.channels
-    if settings.validation:
-        images = open_source(settings.validation, "test", in_chans=in_chans)
-    elif held_out := open_held_out(settings.source, in_chans=in_chans):
-        images = held_out
-    else:
+    images = held_out(settings)
+    if images is None:
         return None
-    images = images.spread(limit)
     batch_size = min(settings.batch_size, len(images))
     batch_size -= batch_size % fabric.world_size
     if batch_size < 2 * fabric.world_size:

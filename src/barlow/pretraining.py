@@ -25,6 +25,7 @@ from barlow.assembly import (
 from barlow.checkpoint import load_last, remove_unfinished, save_checkpoint, save_last, write_text
 from barlow.data import Loader
 from barlow.encoders import spec_of
+from barlow.environment import environment
 from barlow.errors import TrainingError, UserError
 from barlow.metrics import Means, check_weights
 from barlow.optim import warmup_cosine
@@ -44,6 +45,7 @@ from barlow.run import Run, open_run
 from barlow.settings import Settings
 from barlow.share import save_encoder
 from barlow.signals import requeue, stop_on_signals
+from barlow.tracking import tracked
 from barlow.validation import collapse, interval, validate
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ def pretrain(
 def train(settings: Settings, out: str | Path, reporter: Reporter | None = None) -> Run:
     """`pretrain` with settings that are already put together."""
     run = open_run(out, settings)
+    reporter = tracked(reporter, settings, run)
     fabric = create_fabric(settings)
     try:
         # Bound here, not passed: Fabric takes arguments apart, and frozen ones not at all.
@@ -135,7 +138,7 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
         reporter.say(f"{run.path} is finished: {step} steps are done, nothing is left to do")
         return
     if main:
-        _start(run, settings, step)
+        _start(run, settings, step, loader)
 
     synchronise = settings.sync_batch_norm and ranks > 1
     if synchronise:
@@ -255,11 +258,14 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
     reporter.say(f"finished: {steps} steps in {seconds:.0f} s; the encoder is {run.encoder_folder}")
 
 
-def _start(run: Run, settings: Settings, step: int) -> None:
+def _start(run: Run, settings: Settings, step: int, loader: Loader) -> None:
     run.path.mkdir(parents=True, exist_ok=True)
     write_text(run.config_file, yaml.safe_dump(settings.to_dict(), sort_keys=False))
     run.forget_metrics_after(step)
     remove_unfinished(run.last_checkpoint.parent)
+    images = loader.source
+    data = {"name": images.name, "images": len(images), "fingerprint": images.fingerprint}
+    run.add_start({"step": step, "data": data, "environment": environment()})
 
 
 def _list_skipped(fabric: "Fabric", run: Run, loader: Loader) -> None:

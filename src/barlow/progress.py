@@ -21,6 +21,10 @@ class Reporter:
     def say(self, text: str) -> None:
         """Something happened that is worth a line."""
 
+    def warn(self, text: str) -> None:
+        """Something is not as it should be."""
+        self.say(text)
+
     def end(self) -> None:
         """The training is over, well or not."""
 
@@ -68,7 +72,7 @@ class _ToReporter(logging.Handler):
         self.reporter = reporter
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.reporter.say(f"{record.levelname.lower()}: {record.getMessage()}")
+        self.reporter.warn(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
 @contextmanager

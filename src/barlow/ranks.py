@@ -96,6 +96,11 @@ def launched_from_outside() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_NTASKS" in os.environ
 
 
+def first_process() -> bool:
+    """Whether no other process of the same training, on this machine or another, is before it."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
+
+
 def any_rank(fabric: "Fabric", condition: bool) -> bool:
     """Whether the condition holds on any rank; every rank gets the same answer."""
     if fabric.world_size == 1:

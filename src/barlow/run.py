@@ -4,10 +4,13 @@ import csv
 import dataclasses
 import errno
 import io
+import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import yaml
 from torch import nn
@@ -49,6 +52,7 @@ _FREE = {
     "log_every",
     "save_every",
     "save_minutes",
+    "track",
     "workers",
 }
 
@@ -91,6 +95,16 @@ class Run:
     def skipped_file(self) -> Path:
         """The images that could not be read, CSV: id and reason."""
         return self.path / "skipped.csv"
+
+    @property
+    def starts_file(self) -> Path:
+        """When, on what machine and on what images it was started and resumed, JSON lines."""
+        return self.path / "starts.jsonl"
+
+    @property
+    def report_file(self) -> Path:
+        """The run as a page, HTML."""
+        return self.path / "report.html"
 
     @property
     def log_file(self) -> Path:
@@ -139,6 +153,18 @@ class Run:
             except OSError:
                 file.truncate(end)
                 raise
+
+    def add_start(self, start: Mapping[str, Any]) -> None:
+        """Note that the training starts or goes on, and the time."""
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        with open(self.starts_file, "a") as file:
+            file.write(json.dumps({"time": time, **start}) + "\n")
+
+    def starts(self) -> list[dict[str, Any]]:
+        """What `add_start` noted, the first start first."""
+        if not self.starts_file.exists():
+            return []
+        return [json.loads(line) for line in self.starts_file.read_text().splitlines()]
 
     def add_skipped(self, skipped: Iterable[tuple[str, str]]) -> int:
         """List images that could not be read, each once; returns how many are new."""

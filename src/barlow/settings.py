@@ -10,6 +10,8 @@ import yaml
 
 from barlow.errors import UserError
 
+TRACKERS = ("wandb", "tensorboard", "trackio", "mlflow")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -106,6 +108,8 @@ class Settings:
     """epochs between validations; default: as few as take about 3 % of the time"""
     log_every: int = 50
     """steps between rows of metrics.csv"""
+    track: list[str] = field(default_factory=list)
+    """send them to wandb, tensorboard, trackio or mlflow too; several with commas"""
 
     def __post_init__(self) -> None:
         self._check()
@@ -166,6 +170,9 @@ class Settings:
             )
         if not self.projector or min(self.projector) < 1:
             refuse(f"projector is {self.projector}: give the widths of its layers, all 1 or more")
+        for name in self.track:
+            if name not in TRACKERS:
+                refuse(f"track is {name!r}: give {', '.join(TRACKERS)}, or several with commas")
         for name in ("lr", "lr_bias_norm", "weight_decay", "warmup_epochs", "workers"):
             if getattr(self, name) < 0:
                 refuse(f"{name} is {getattr(self, name)}: it must not be negative")

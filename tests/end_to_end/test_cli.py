@@ -45,7 +45,8 @@ def test_pretraining_prints_a_line_an_epoch_and_where_the_encoder_is(run):
     out, done = run
     lines = done.stdout.splitlines()
     assert [line[:20] for line in lines[:2]] == ["barlow: epoch 1.00/2", "barlow: epoch 2.00/2"]
-    assert lines[-1].endswith(f"the encoder is {out / 'encoder'}")
+    assert lines[-2].endswith(f"the encoder is {out / 'encoder'}")
+    assert lines[-1] == f"barlow: the page of the run is {out / 'report.html'}"
     assert done.stderr == ""
     assert (out / "encoder" / "model.safetensors").is_file()
 
@@ -87,6 +88,29 @@ def test_what_was_recognised_in_a_file_of_another_project_is_said_beside_the_tab
     assert done.stdout == f"wrote {out}\n"
     assert done.stderr.count("\n") == 1
     assert "resnet18, 120 of 120 weights matched; left out: fc (2)" in done.stderr
+
+
+def test_quiet_prints_nothing_and_verbose_every_row(tmp_path):
+    short = [*TINY, "--epochs", "1", "--log-every", "1"]
+    quiet = barlow("pretrain", "mnist5k", "--out", tmp_path / "quiet", "--quiet", *short)
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    assert (tmp_path / "quiet" / "report.html").is_file()
+    done = barlow("pretrain", "mnist5k", "--out", tmp_path / "verbose", "--verbose", *short)
+    steps = [line.split("step ")[1].split(",")[0] for line in done.stdout.splitlines()[:4]]
+    assert steps == ["1", "2", "3", "4"]
+    both = barlow("pretrain", "mnist5k", "--out", tmp_path / "no", "--quiet", "--verbose", *short)
+    assert both.returncode == 2
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_print_what_one_would(run, tmp_path):
+    done = barlow("pretrain", "mnist5k", "--out", tmp_path / "two", *TINY, "--devices", "2")
+    assert done.returncode == 0, done.stderr
+    assert [line[:20] for line in done.stdout.splitlines()] == [
+        line[:20] for line in run[1].stdout.splitlines()
+    ]
+    assert done.stderr == ""
 
 
 def test_the_same_command_again_says_that_the_run_is_finished(run):

@@ -11,6 +11,7 @@ from barlow.cli.terminal import print_table, reporter, tell_origins
 from barlow.errors import TrainingError, UserError
 
 if TYPE_CHECKING:
+    from barlow.progress import Reporter
     from barlow.settings import Settings
 
 Command = Callable[[list[str]], None]  # given the arguments after its name
@@ -63,11 +64,14 @@ def _pretrain(argv: list[str]) -> None:
     parser.add_argument("--out", type=str, required=True, help="folder of the run")
     names = ", ".join(recipe_names())
     parser.add_argument("--recipe", type=str, help=f"default values: {names}, or a YAML file")
+    parser.add_argument("--quiet", action="store_true", help="print warnings only")
+    parser.add_argument("--verbose", action="store_true", help="print every row of metrics.csv")
     add_options(parser, Settings, _defaults(argv))
     values = parse(parser, argv)
-    out = values.pop("out")
+    out, told = values.pop("out"), reporter(values.pop("quiet"), values.pop("verbose"))
     del values["recipe"]
-    _train(Settings(**values), out)
+    _train(Settings(**values), out, told)
+    _write_page(out, told)
 
 
 def _evaluate(argv: list[str]) -> None:
@@ -124,6 +128,25 @@ def _views(argv: list[str]) -> None:
     print(draw(Settings(**defaults | values), Path(out)))
 
 
+def _report(argv: list[str]) -> None:
+    """Write a run as one HTML page, or several over each other."""
+    from barlow.report import write_report
+
+    print(_call(_report, write_report, argv))
+
+
+def _watch(argv: list[str]) -> None:
+    """Serve the page of a run while it goes on, to this machine only."""
+    from barlow.report.watch import serve
+
+    def started(address: str) -> None:
+        print(f"barlow: {address} (Ctrl-C ends it)", flush=True)
+
+    parser = new_parser("watch", _help(_watch))
+    add_options(parser, serve, only=("run", "port"))
+    serve(**parse(parser, argv), started=started)
+
+
 def _demo(argv: list[str]) -> None:
     """Pretrain and evaluate on 5,000 real digits, in a few minutes on a laptop."""
     from barlow.evaluation import evaluate
@@ -132,9 +155,11 @@ def _demo(argv: list[str]) -> None:
     parser = new_parser("demo", _help(_demo))
     parser.add_argument("--out", type=str, default="runs/demo", help="folder of the run")
     out = parse(parser, argv)["out"]
-    _train(Settings.of("mnist5k", "demo"), out)
+    told = reporter()
+    _train(Settings.of("mnist5k", "demo"), out, told)
     print("\nA linear classifier on the frozen encoder, 10 labels a class:\n")
     print_table(evaluate(out, "mnist5k", "mnist5k", labels_per_class=10, baseline="random"))
+    _write_page(out, told)
     print(f"\nThe run is in {out}; its encoder loads with barlow.load_encoder({out!r})")
 
 
@@ -168,14 +193,28 @@ COMMANDS: dict[str, Command] = {
     "views": _views,
     "export": _export,
     "push": _push,
+    "report": _report,
+    "watch": _watch,
     "demo": _demo,
 }
 
 
-def _train(settings: "Settings", out: str) -> None:
+def _train(settings: "Settings", out: str, told: "Reporter") -> None:
     from barlow.pretraining import train
 
-    train(settings, out, reporter())
+    train(settings, out, told)
+
+
+def _write_page(out: str, told: "Reporter") -> None:
+    from barlow.ranks import first_process
+    from barlow.report import write_report
+
+    if not first_process():
+        return
+    try:
+        told.say(f"the page of the run is {write_report([out])}")
+    except Exception as error:  # the training went well, whatever becomes of its page
+        told.warn(f"warning: no page of the run: {' '.join(str(error).split())}")
 
 
 def _call(

@@ -91,8 +91,22 @@ def add_options(
             parser.add_argument(flag, action=ActionYesNo(no_prefix="no-"), default=value, help=text)
         elif kind == list[int]:
             parser.add_argument(flag, type=int, nargs="+", default=value, help=text)
+        elif kind == list[str]:
+            parser.add_argument(flag, type=names, default=value, help=text)
         else:
             parser.add_argument(flag, type=kind, default=value, help=text)
+
+
+def names(text: str | list[str]) -> list[str]:
+    """Several names with commas between them; a list, which the parser also asks about, as it is.
+
+    Example:
+        >>> names("wandb, tensorboard")
+        ['wandb', 'tensorboard']
+    """
+    if isinstance(text, list):
+        return text
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def parse(parser: "ArgumentParser", argv: list[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from barlow.errors import UserError
 from barlow.progress import Reporter, describe
 
 if TYPE_CHECKING:
@@ -12,16 +13,30 @@ if TYPE_CHECKING:
     from barlow.evaluation.compare import Comparison
 
 
-def reporter() -> Reporter:
+def reporter(quiet: bool = False, verbose: bool = False) -> Reporter:
     """A bar in a terminal, lines in a log."""
-    return Bar() if sys.stdout.isatty() else Lines()
+    if quiet and verbose:
+        raise UserError("--quiet and --verbose are both given: give one of them")
+    if quiet:
+        return Warnings()
+    return Bar(verbose) if sys.stdout.isatty() else Lines(verbose)
+
+
+class Warnings(Reporter):
+    """Only what is not as it should be."""
+
+    def warn(self, text: str) -> None:
+        print(f"barlow: {text}", file=sys.stderr, flush=True)
 
 
 class Lines(Reporter):
-    """One line an epoch, for logs."""
+    """One line an epoch, or for every row of `metrics.csv`, for logs."""
+
+    def __init__(self, verbose: bool) -> None:
+        self._verbose = verbose
 
     def row(self, row: Mapping[str, float], epochs: int) -> None:
-        if float(row["epoch"]).is_integer():
+        if self._verbose or float(row["epoch"]).is_integer():
             self.say(describe(row, epochs))
 
     def say(self, text: str) -> None:
@@ -31,7 +46,8 @@ class Lines(Reporter):
 class Bar(Reporter):
     """A rich progress bar with the loss, its two terms, images a second and the time left."""
 
-    def __init__(self) -> None:
+    def __init__(self, verbose: bool) -> None:
+        self._verbose = verbose
         self._progress: Any = None
 
     def start(self, step: int, steps: int) -> None:
@@ -50,6 +66,8 @@ class Bar(Reporter):
         self._progress.update(self._task, completed=step)
 
     def row(self, row: Mapping[str, float], epochs: int) -> None:
+        if self._verbose:
+            self.say(describe(row, epochs))
         validation = f" (validation {row['val_loss']:.4g})" if "val_loss" in row else ""
         self._progress.update(
             self._task,

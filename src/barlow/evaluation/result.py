@@ -2,8 +2,6 @@
 
 import base64
 import json
-import os
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from barlow.checkpoint import write_text
+from barlow.environment import environment as environment
 from barlow.errors import UserError
 
 if TYPE_CHECKING:
@@ -179,21 +178,6 @@ def unpack(text: str, number: int) -> Tensor:
     """The inverse of `pack`: a boolean `(number,)`."""
     bits = np.frombuffer(base64.b64decode(text), np.uint8)
     return torch.from_numpy(np.unpackbits(bits, count=number).astype(bool))
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine, for the record."""
-    from barlow import __version__
-
-    return {
-        "barlow": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-    }
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,9 +32,6 @@ def draw_views(
     Raises:
         UserError: images of another type or number of channels.
     """
-    position = torch.arange(len(images))
-    finished = views.finish(*views.crop(images, key, position), key, position)
-    mean, std = views.mean.cpu(), views.std.cpu()
     # Small views are magnified by whole pixels, so that a person sees the pixels.
     cell = views.image_size * max(1, 96 // views.image_size)
     width = len(_CAPTIONS) * (cell + _GAP) + _GAP
@@ -43,15 +40,12 @@ def draw_views(
     pen = ImageDraw.Draw(sheet)
     for column, caption in enumerate(_CAPTIONS):
         pen.text((_GAP + column * (cell + _GAP), 4), caption, fill="black")
-    for row, (image, view1, view2) in enumerate(zip(images, *finished, strict=True)):
-        shown = [
-            (view.cpu() * std + mean).mul(255).round().clamp(0, 255) for view in (view1, view2)
-        ]
-        for column, pixels in enumerate([image.cpu(), *shown]):
-            picture = _picture(pixels.to(torch.uint8), cell)
-            left = _GAP + column * (cell + _GAP) + (cell - picture.width) // 2
-            top = _CAPTION + row * (cell + _GAP) + (cell - picture.height) // 2
-            sheet.paste(picture, (left, top))
+    for row, shown in enumerate(with_views(images, views, key)):
+        for column, pixels in enumerate(shown):
+            drawn = picture(pixels, cell)
+            left = _GAP + column * (cell + _GAP) + (cell - drawn.width) // 2
+            top = _CAPTION + row * (cell + _GAP) + (cell - drawn.height) // 2
+            sheet.paste(drawn, (left, top))
     out = Path(out)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
@@ -62,12 +56,29 @@ def draw_views(
     return out
 
 
-def _picture(pixels: Tensor, cell: int) -> Image.Image:
+def with_views(
+    images: Tensor | Sequence[Tensor], views: TwoViews, key: int
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Each image, its first and its second view before normalisation: uint8 `(C, H, W)`."""
+    position = torch.arange(len(images))
+    mean, std = views.mean.cpu(), views.std.cpu()
+
+    def shown(view: Tensor) -> Tensor:
+        return (view.cpu() * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
+
+    finished = views.finish(*views.crop(images, key, position), key, position)
+    return [
+        (image.cpu(), shown(view1), shown(view2))
+        for image, view1, view2 in zip(images, *finished, strict=True)
+    ]
+
+
+def picture(pixels: Tensor, cell: int) -> Image.Image:
     """`(C, H, W)` uint8 as an RGB picture that fits a square cell; other channel counts as grey."""
     if len(pixels) != 3:
         pixels = pixels[:1].expand(3, -1, -1)
-    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    factor = cell / max(picture.size)
-    size = [max(1, round(side * factor)) for side in picture.size]
+    whole = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    factor = cell / max(whole.size)
+    size = [max(1, round(side * factor)) for side in whole.size]
     how = Image.Resampling.NEAREST if factor >= 2 else Image.Resampling.LANCZOS
-    return picture.resize((size[0], size[1]), how)
+    return whole.resize((size[0], size[1]), how)

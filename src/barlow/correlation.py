@@ -1,0 +1,86 @@
+"""The cross-correlation matrix of a run, at the start and now, computed and as a picture."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from barlow import address
+from barlow.assembly import build_model, build_views
+from barlow.loss import cross_correlation
+from barlow.model import BarlowTwins
+from barlow.settings import Settings
+
+_FEATURES = 1024  # of the embedding, evenly spaced: their order means nothing
+_BLUE, _RED = (36, 99, 190), (204, 62, 46)
+_STREAM = 106
+
+
+def start_and_now(
+    settings: Settings, state: dict[str, Any], images: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The matrix before the first step and at a checkpoint, on the same views of the same images.
+
+    Args:
+        settings: of the run; the model before the first step is made again from them.
+        state: a checkpoint's.
+        images: `(C, H, W)` uint8 each, as many as a training step has or fewer.
+
+    Returns:
+        Two matrices `(d, d)`, of at most 1,024 evenly spaced features of the embedding, as a
+        training step sees them: batch normalisation inside the network is over these images.
+    """
+    model = first_model(settings)
+    start = _matrix(model, settings, images)
+    model.load_state_dict(state["model"])
+    return start, _matrix(model, settings, images)
+
+
+def first_model(settings: Settings) -> BarlowTwins:
+    """The model before the first step: the same seed, the same weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        return build_model(settings)[0]
+
+
+@torch.no_grad()
+def _matrix(model: BarlowTwins, settings: Settings, images: Sequence[Tensor]) -> Tensor:
+    views = build_views(settings, model.encoder.preprocess)  # type: ignore[arg-type]
+    key, position = address.key(settings.seed, _STREAM), torch.arange(len(images))
+    # As a batch where they have one size: views of small images are cropped as the training does.
+    batch = torch.stack(list(images)) if len({i.shape for i in images}) == 1 else images
+    model.train()
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)  # for dropout
+        z1, z2 = (model.embed(v) for v in views(batch, key=key, position=position))  # (N, D)
+    model.eval()
+    chosen = torch.linspace(0, z1.shape[1] - 1, min(_FEATURES, z1.shape[1])).round().long()
+    return cross_correlation(z1[:, chosen], z2[:, chosen])
+
+
+def heat_map(matrix: Tensor, most: int = 256) -> Image.Image:
+    """A matrix as a picture: red for 1, blue for -1, nothing at all for 0.
+
+    Args:
+        matrix: `(r, c)`, numbers from -1 to 1.
+        most: rows and columns to draw, evenly spaced.
+
+    Returns:
+        A palette image whose colours have transparency, so that zero is the page itself.
+
+    Example:
+        >>> heat_map(torch.eye(3)).convert("RGBA").getpixel((0, 0))
+        (204, 62, 46, 255)
+    """
+    rows, columns = (torch.linspace(0, n - 1, min(most, n)).round().long() for n in matrix.shape)
+    levels = matrix[rows][:, columns].clamp(-1, 1).mul(127).round().add(127)  # 0 to 254
+    picture = Image.fromarray(levels.to(torch.uint8).numpy(), "P")
+    # More than in proportion, because the correlations beside the diagonal are small.
+    strength = (np.abs(np.arange(255) - 127) / 127) ** 0.75
+    palette = np.where(np.arange(255)[:, None] < 127, _BLUE, _RED)
+    picture.putpalette(palette.astype(np.uint8).tobytes())
+    picture.info["transparency"] = (strength * 255).round().astype(np.uint8).tobytes()
+    return picture

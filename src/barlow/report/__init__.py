@@ -1,0 +1,54 @@
+"""The room of the report: a run as one HTML page that opens from disk."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from barlow.report.seen import Seen
+    from barlow.run import Run
+
+log = logging.getLogger(__name__)
+
+
+def write_report(runs: Sequence[str], *, out: str | None = None) -> Path:
+    """Write a run, or several side by side, as one HTML file that needs nothing else.
+
+    Args:
+        runs: folder of a run, or of several to draw over each other.
+        out: where the file goes; default report.html in the run, of several comparison.html in
+            the first.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: if a folder is no run, or a file in it is damaged.
+    """
+    from barlow.checkpoint import write_text
+    from barlow.report.facts import collect
+    from barlow.report.overlay import overlay
+    from barlow.report.page import page
+    from barlow.run import Run
+
+    facts = [collect(Run(Path(run))) for run in runs]
+    if len({one.name for one in facts}) < len(facts):
+        facts = [replace(one, name=str(one.path)) for one in facts]
+    first, alone = Run(Path(runs[0])), len(runs) == 1
+    path = Path(out) if out else first.report_file if alone else first.path / "comparison.html"
+    write_text(path, page(facts[0], look_if_possible(first)) if alone else overlay(facts))
+    return path
+
+
+def look_if_possible(run: "Run") -> "Seen | None":
+    """What the encoder makes of images; None, with a warning, where it cannot look at any."""
+    from barlow.report.seen import look
+
+    try:
+        return look(run)
+    except Exception as error:  # the rest of the page is worth having
+        why = " ".join(str(error).split())
+        log.warning("the report of %s goes without its images: %s", run.path, why)
+        return None

@@ -1,0 +1,186 @@
+"""What a run's folder says of it, without its images or its encoder."""
+
+import csv
+import re
+import shlex
+from dataclasses import dataclass, fields
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+from barlow.errors import UserError
+from barlow.evaluation.protocols import WITH, WITHOUT
+from barlow.evaluation.result import Result, Row
+from barlow.run import Run
+from barlow.settings import Settings
+
+_POINTS = 4_000  # of a curve, at most: a page of 10 MB holds some twenty curves
+
+Curve = list[tuple[float, float]]  # (epoch, value)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A run as plain data.
+
+    Attributes:
+        name: of its folder.
+        path: as it was given.
+        settings: all of them.
+        rows: of `metrics.csv`.
+        results: of `RUN/evaluation/`, the newest first.
+        starts: when, where and on what it was started and resumed.
+        warnings: time and text of each that was logged.
+        skipped: id and reason of each image that could not be read.
+    """
+
+    name: str
+    path: Path
+    settings: Settings
+    rows: list[dict[str, float]]
+    results: list[Result]
+    starts: list[dict[str, Any]]
+    warnings: list[tuple[str, str]]
+    skipped: list[tuple[str, str]]
+
+    @property
+    def epochs_done(self) -> float:
+        """So many passes over the images are done."""
+        return self.rows[-1]["epoch"] if self.rows else 0.0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.epochs_done >= self.settings.epochs
+
+    def columns(self) -> list[str]:
+        """The columns of `metrics.csv` that were measured, in its order."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def curve(self, column: str) -> Curve:
+        """Epochs and values of a column; of a very long one, evenly spaced rows."""
+        points = [(row["epoch"], row[column]) for row in self.rows if column in row]
+        stride = -(-len(points) // _POINTS) or 1
+        # From the end, so that the last value is always there.
+        return points[::-1][::stride][::-1]
+
+
+def collect(run: Run) -> Facts:
+    """Read a run's folder.
+
+    Raises:
+        UserError: if it is not the folder of a run, or a file in it is damaged.
+    """
+    if not run.config_file.exists():
+        raise UserError(f"no run at {run.path}: give the folder that `barlow pretrain` wrote")
+    results = sorted(
+        (run.path / "evaluation").glob("*.json"), key=lambda p: p.stat().st_mtime, reverse=True
+    )
+    return Facts(
+        run.path.resolve().name,
+        run.path,
+        run.settings(),
+        run.metrics(),
+        [Result.load(path) for path in results],
+        run.starts(),
+        _warnings(run.log_file),
+        _skipped(run.skipped_file),
+    )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the pretraining was worth, in two numbers.
+
+    Attributes:
+        without: the number without pretraining.
+        with_: the number with it.
+        metric: its name in a result, such as "val_top1".
+        how: how it was measured, in words.
+    """
+
+    without: float
+    with_: float
+    metric: str
+    how: str
+
+
+def verdict(facts: Facts) -> Verdict | None:
+    """The number that says most: of the newest linear result, else of the newest of any kind."""
+    for result in sorted(facts.results, key=lambda r: r.protocol != "linear"):
+        without, with_ = _row(result, WITHOUT), _row(result, WITH)
+        if without is None or with_ is None:
+            continue
+        for metric in ("val_top1", "val_map", "val_r2"):
+            if metric in with_.values and metric in without.values:
+                return Verdict(without.values[metric], with_.values[metric], metric, told(result))
+    return None
+
+
+def told(result: Result) -> str:
+    """How a result was measured, in words.
+
+    Example:
+        >>> told(Result("linear", (), {"labels_per_class": 10}))
+        'linear classifier on the frozen encoder, 10 labels a class'
+    """
+    words = {
+        "linear": "linear classifier on the frozen encoder",
+        "knn": "k nearest neighbours",
+        "finetune": "fine-tuning of the whole network",
+        "health": "measures that need no labels",
+    }
+    parts = [words.get(result.protocol, result.protocol)]
+    if number := result.settings.get("labels_per_class"):
+        parts.append(f"{number} labels a class")
+    if share := result.settings.get("label_fraction"):
+        parts.append(f"{share:.3g} of the labels")
+    if epochs := result.settings.get("epochs"):
+        parts.append(f"{epochs} epochs")
+    return ", ".join(parts)
+
+
+def command(settings: Settings, out: str) -> str:
+    """The command that makes a run with these settings, whatever a recipe's values are by then.
+
+    Example:
+        >>> command(Settings("cifar10", projector=[512, 512], compile=True), "runs/a")
+        'barlow pretrain cifar10 --out runs/a --projector 512 512 --compile'
+    """
+    parts = ["barlow", "pretrain", settings.source, "--out", out]
+    usual = Settings(settings.source)
+    for field in fields(Settings):
+        value = getattr(settings, field.name)
+        if field.name == "source" or value == getattr(usual, field.name):
+            continue
+        flag = f"--{field.name.replace('_', '-')}"
+        if isinstance(value, bool):
+            parts.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, dict):
+            parts += [flag, dumps(value)]
+        elif value and isinstance(value, list) and isinstance(value[0], str):
+            parts += [flag, ",".join(value)]
+        elif isinstance(value, list):
+            parts += [flag, *map(str, value)]
+        else:
+            parts += [flag, str(value)]
+    return shlex.join(parts)
+
+
+def _row(result: Result, name: str) -> Row | None:
+    """The first row of that name; k-NN has one for each k."""
+    return next((row for row in result.rows if row.name.split(",")[0] == name), None)
+
+
+def _warnings(log: Path) -> list[tuple[str, str]]:
+    if not log.exists():
+        return []
+    found = re.finditer(r"^(\S+ [\d:]+),\d+ (?:WARNING|ERROR) (.*)$", log.read_text(), re.MULTILINE)
+    return [(match[1], match[2]) for match in found]
+
+
+def _skipped(file: Path) -> list[tuple[str, str]]:
+    if not file.exists():
+        return []
+    with open(file, newline="") as lines:
+        return [(row["id"], row["reason"]) for row in csv.DictReader(lines)]

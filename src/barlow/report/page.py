@@ -1,0 +1,238 @@
+"""A run as one page: what it was worth first, then why to believe it."""
+
+from collections.abc import Sequence
+from html import escape
+
+from barlow.report.charts import Series, chart, number
+from barlow.report.facts import Facts, Verdict, command, told, verdict
+from barlow.report.html import Section, document, folded, listing, table
+from barlow.report.pictures import confusion, map_of, matrices, neighbours, spectra, views
+from barlow.report.seen import Seen
+
+# Column of metrics.csv: title of its chart. Columns that are not here are called by their name.
+TITLES = {
+    "loss": "Loss",
+    "invariance": "Invariance term",
+    "redundancy": "Redundancy-reduction term",
+    "diagonal_error": "Diagonal error a feature",
+    "off_diagonal_rms": "Off-diagonal correlation, RMS",
+    "lr": "Learning rate",
+    "images_per_second": "Throughput, images a second",
+    "knn_top1": "k-NN top-1",
+    "effective_rank": "Effective rank of the representation",
+    "rankme_representation": "RankMe of the representation",
+    "rankme_embedding": "RankMe of the embedding",
+    "mean_abs_off_diagonal": "Mean correlation of two features of the embedding",
+}
+TRAINING = ("loss", "invariance", "redundancy", "diagonal_error", "off_diagonal_rms")
+PACE = ("lr", "images_per_second")
+CLOCK = ("step", "epoch", "seconds")
+_LISTED = 100  # warnings, or images that cannot be read, at most
+
+
+def page(facts: Facts, seen: Seen | None, *, live: str = "") -> str:
+    """The page of one run.
+
+    Args:
+        facts: what its folder says.
+        seen: what its encoder makes of images, if they were at hand.
+        live: version of the page, if it is to ask its server for news.
+
+    Returns:
+        HTML that needs nothing else.
+    """
+    columns = {name.removeprefix("val_") for name in facts.columns()}
+    health = sorted(columns - {*TRAINING, *PACE, *CLOCK})
+    sections = [
+        Section("worth", "What it is worth", _worth(facts, seen)),
+        Section("data", "What it was trained on", _data(facts, seen)),
+        Section("training", "Training", _training(facts) if facts.rows else ""),
+        Section("health", "Health", _health(facts, health, seen)),
+        Section("matrix", "Cross-correlation matrix", matrices(seen) if seen else ""),
+        Section("neighbours", "Nearest neighbours", neighbours(seen) if seen else ""),
+        Section("map", "Map of the representation", map_of(seen) if seen else ""),
+        Section("events", "What happened on the way", _events(facts)),
+        Section("settings", "Settings, and how to repeat it", _settings(facts)),
+    ]
+    return document(f"{facts.name} - Barlow Twins", _head(facts, seen), sections, live)
+
+
+def curves(runs: Sequence[Facts], columns: Sequence[str]) -> str:
+    """A chart for each column, with its validation twin, of one run or of several.
+
+    Args:
+        runs: whose `metrics.csv` is drawn.
+        columns: their names; those that no run has are left out.
+
+    Returns:
+        HTML; empty if there is nothing to draw.
+    """
+    charts = []
+    for column in columns:
+        series = []
+        for i, facts in enumerate(runs):
+            own = f"{facts.name}, " if len(runs) > 1 else ""
+            twin = facts.curve(f"val_{column}")
+            colour = i % 6
+            name = f"{own}training" if twin else facts.name if own else _title(column).lower()
+            series.append(Series(name, facts.curve(column), colour, dashed=bool(own and twin)))
+            series.append(Series(f"{own}validation", twin, colour if own else 1))
+        charts.append(chart(_title(column), series))
+    body = "".join(charts)
+    return f'<div class="grid">{body}</div>' if body else ""
+
+
+def results(facts: Facts) -> str:
+    """The tables of `RUN/evaluation/`, the newest first."""
+    parts = []
+    for result in facts.results:
+        title = told(result).capitalize()
+        parts.append(f"<h3>{escape(title)}</h3>{table(result.cells(), title)}")
+        parts.append(f'<p class="soft">{escape(result.caption())}</p>')
+    return "".join(parts)
+
+
+def shown(value: float, metric: str) -> str:
+    """A number of a result: accuracies in percent.
+
+    Example:
+        >>> shown(0.857, "val_top1"), shown(0.5, "val_r2")
+        ('85.7 %', '0.500')
+    """
+    return f"{100 * value:.1f} %" if "top" in metric else f"{value:.3f}"
+
+
+def seconds(value: float) -> str:
+    """A time as a person says it.
+
+    Example:
+        >>> seconds(42), seconds(250), seconds(7500)
+        ('42 s', '4 min 10 s', '2 h 5 min')
+    """
+    whole = round(value)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def data_name(facts: Facts) -> str:
+    """How many images of what."""
+    data = facts.starts[-1]["data"] if facts.starts else None
+    if data is None:
+        return facts.settings.source
+    return f"{data['images']:,} images of {data['name']}"
+
+
+def _head(facts: Facts, seen: Seen | None) -> str:
+    settings = facts.settings
+    epochs = f"{facts.epochs_done:.4g} of {settings.epochs} epochs"
+    what = f"{settings.encoder}, trained with Barlow Twins on {data_name(facts)}"
+    state = "finished" if facts.finished else f"not finished: {epochs} are done"
+    head = f'<header><h1>{escape(facts.name)}</h1><p class="soft">{escape(what)}; {state}.</p>'
+    if found := verdict(facts):
+        head += _verdict(found)
+    elif seen and seen.knn:
+        how = f"the 20 nearest of {seen.bank:,} labelled training images vote"
+        head += _verdict(
+            Verdict(*seen.knn, "val_top1", how),
+            "held-out images" if seen.held_out else "training images, whose labels it did not know",
+        )
+    last = facts.rows[-1] if facts.rows else {}
+    cards = [("epochs", epochs.removesuffix(" epochs"))]
+    for column, name in (("loss", "training loss"), ("val_loss", "validation loss")):
+        if curve := facts.curve(column):
+            cards.append((name, f"{number(curve[0][1])} &rarr; {number(curve[-1][1])}"))
+    if last:
+        cards.append(("training", seconds(last["seconds"])))
+        cards.append(("images a second", number(last["images_per_second"])))
+    if seen:
+        cards.append(("parameters", number(seen.parameters)))
+    return head + listing(cards, "cards") + "</header>"
+
+
+def _verdict(found: Verdict, images: str = "test images") -> str:
+    names = {"val_top1": "top-1 accuracy", "val_map": "mean average precision", "val_r2": "R²"}
+    without, with_ = (shown(v, found.metric) for v in (found.without, found.with_))
+    name = names[found.metric]
+    return (
+        f'<p class="verdict"><s aria-label="without pretraining {without}">{without}</s>'
+        f'<span aria-hidden="true">&rarr;</span><b aria-label="with pretraining {with_}">{with_}'
+        f'</b></p><p class="soft">{name} on {images}, without and with pretraining: '
+        f"{escape(found.how)}.</p>"
+    )
+
+
+def _worth(facts: Facts, seen: Seen | None) -> str:
+    body = results(facts)
+    if not body and seen and seen.knn:
+        body = (
+            "<p>Not evaluated yet: <code>barlow evaluate</code> measures what a classifier makes "
+            "of the encoder, and <code>barlow report</code> then puts the table here.</p>"
+        )
+    return body + (confusion(seen) if seen else "")
+
+
+def _data(facts: Facts, seen: Seen | None) -> str:
+    settings, start = facts.settings, facts.starts[-1] if facts.starts else {}
+    pairs = [("source", f"<code>{escape(settings.source)}</code>")]
+    if data := start.get("data"):
+        pairs.append(("images", f"{data['images']:,}"))
+        pairs.append(("fingerprint", f"<code>{escape(data['fingerprint'])}</code>"))
+    if facts.skipped:
+        pairs.append(("skipped", f"{len(facts.skipped):,} images that cannot be read"))
+    size = f"{settings.image_size} &times; {settings.image_size}, {settings.channels} channel(s)"
+    pairs.append(("a view", f"{size}, preset {escape(settings.view_preset)}"))
+    if environment := start.get("environment"):
+        told_of = [f"{name} {value}" for name, value in environment.items() if value != "none"]
+        pairs.append(("machine and versions", escape(", ".join(told_of))))
+    return listing(pairs) + (views(seen) if seen else "")
+
+
+def _training(facts: Facts) -> str:
+    lambd = f"{facts.settings.lambd:g}"
+    return (
+        f"<p>The loss is the invariance term plus {lambd} times the redundancy-reduction term. "
+        "Its size grows with the width of the embedding; the two charts of the matrix's diagonal "
+        "and off-diagonal mean the same at every width.</p>" + curves([facts], TRAINING + PACE)
+    )
+
+
+def _health(facts: Facts, columns: Sequence[str], seen: Seen | None) -> str:
+    over_time = curves([facts], columns)
+    return over_time + (spectra(seen) if seen else "")
+
+
+def _events(facts: Facts) -> str:
+    parts = []
+    if len(facts.starts) > 1:
+        lines = [
+            [
+                start["time"].replace("T", " ")[:19],
+                f"{'resumed' if i else 'started'} at step {start['step']}",
+                f"{start['environment']['system']}, barlow {start['environment']['barlow']}",
+            ]
+            for i, start in enumerate(facts.starts)
+        ]
+        parts.append(table([["time (UTC)", "", "machine"], *lines], "Starts", "text"))
+    if facts.warnings:
+        last = [["time", "warning"], *map(list, facts.warnings[-_LISTED:])]
+        parts.append(f"<h3>{len(facts.warnings)} warning(s)</h3>{table(last, 'Warnings', 'text')}")
+    if facts.skipped:
+        lines = [["image", "why"], *map(list, facts.skipped[:_LISTED])]
+        title = f"{len(facts.skipped)} image(s) that cannot be read"
+        more = "" if len(facts.skipped) <= _LISTED else "<p>The others are in skipped.csv.</p>"
+        parts.append(folded(title, table(lines, title, "text") + more))
+    return "".join(parts)
+
+
+def _settings(facts: Facts) -> str:
+    values = facts.settings.to_dict()
+    lines = [["setting", "value"], *([name, str(value)] for name, value in values.items())]
+    text = escape(command(facts.settings, str(facts.path)))
+    return f"<pre>{text}</pre>" + folded("Every setting", table(lines, "Settings", "text"))
+
+
+def _title(column: str) -> str:
+    return TITLES.get(column, column.replace("_", " "))

@@ -1,0 +1,219 @@
+"""What a run's encoder makes of images: neighbours, a map, a spectrum, the matrix."""
+
+from dataclasses import dataclass
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from barlow import address
+from barlow.assembly import build_views, held_out, training_images
+from barlow.checkpoint import load_last
+from barlow.correlation import first_model, start_and_now
+from barlow.data import Preprocess, Source
+from barlow.errors import UserError
+from barlow.evaluation.features import extract
+from barlow.evaluation.knn import knn_scores, nearest
+from barlow.evaluation.spectrum import rankme, spectrum
+from barlow.run import Run
+from barlow.settings import Settings
+from barlow.views.draw import picture, with_views
+
+_BANK, _QUERIES = 2_000, 1_000  # images looked among, images looked at
+_K, _TEMPERATURE = 20, 0.07
+_ROWS, _COLUMNS = 8, 8  # of the table of neighbours
+_VIEWED = 6
+_LARGE, _SMALL = 96, 40  # pixels of a picture, of a thumbnail
+_BATCH = 256  # images for the matrix, at most
+_FEWEST = 10  # images that a map needs
+_STREAM = 107
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An image on the page: its picture, its name, and its class where it has one."""
+
+    picture: Image
+    name: str
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the encoder makes of images, as plain data.
+
+    Attributes:
+        parameters: of the encoder.
+        width: of the representation.
+        features: of the embedding.
+        bank: training images looked among.
+        held_out: whether the images below are held out, or training images themselves.
+        views: images, each with its two views.
+        matrices: at the start and now, `(d, d)` each.
+        matrix_images: how many images they are of.
+        spectra: shares of the variance, largest first: untrained and trained.
+        rankmes: RankMe of the same.
+        neighbours: an image, and the most similar training images with their similarity.
+        map: `(N, 2)`, places in a plane.
+        mapped: the images at those places, with thumbnails.
+        classes: names of the classes; empty without labels.
+        confusion: `(classes, classes)`, true class by k-NN's.
+        knn: accuracy of k-NN untrained and trained; None without labels.
+    """
+
+    parameters: int
+    width: int
+    features: int
+    bank: int
+    held_out: bool
+    views: list[tuple[str, Image, Image, Image]]
+    matrices: tuple[Tensor, Tensor]
+    matrix_images: int
+    spectra: tuple[list[float], list[float]]
+    rankmes: tuple[float, float]
+    neighbours: list[tuple[Shown, list[tuple[Shown, float]]]]
+    map: list[tuple[float, float]]
+    mapped: list[Shown]
+    classes: list[str]
+    confusion: Tensor | None
+    knn: tuple[float, float] | None
+
+
+def look(run: Run) -> Seen:
+    """Let the encoder of a run's last checkpoint look at images of its source.
+
+    Args:
+        run: with a checkpoint.
+
+    Returns:
+        What it makes of them; the same every time.
+
+    Raises:
+        UserError: if there is no checkpoint yet, or the images are not at hand.
+    """
+    settings = run.settings()
+    state = load_last(run.last_checkpoint)
+    if state is None:
+        raise UserError(f"{run.path} has no checkpoint yet")
+    bank, queries, are_held_out = _images(settings)
+    model = first_model(settings)
+    preprocess = model.encoder.preprocess
+    assert isinstance(preprocess, Preprocess)
+    model.encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+    untrained = [extract(model.encoder, images)[0] for images in (bank, queries)]
+    model.load_state_dict(state["model"])
+    (x, x_rows), (y, y_rows) = (extract(model.encoder, images) for images in (bank, queries))
+    bank, queries = bank.part(x_rows.tolist()), queries.part(y_rows.tolist())
+
+    knn: tuple[float, float] | None = None
+    confusion: Tensor | None = None
+    classes = list(dict.fromkeys([*_classes(bank), *_classes(queries)]))
+    of_bank, of_queries = _labels(bank, classes), _labels(queries, classes)
+    known, asked = of_bank >= 0, of_queries >= 0
+    if bool(known.any()) and bool(asked.any()):
+        truth, targets = of_queries[asked], F.one_hot(of_bank[known], len(classes)).float()
+        before = _knn(untrained[0][known], untrained[1][asked], targets)
+        after = _knn(x[known], y[asked], targets)
+        knn = (float((before == truth).float().mean()), float((after == truth).float().mean()))
+        pairs = torch.bincount(truth * len(classes) + after, minlength=len(classes) ** 2)
+        confusion = pairs.view(len(classes), len(classes))
+
+    def shown(images: Source, row: int, side: int) -> Shown:
+        label = int((of_bank if images is bank else of_queries)[row])
+        name = classes[label] if label >= 0 else None
+        return Shown(picture(images[row], side), images.ids[row], name)
+
+    similarity, rows = nearest(y, x, min(_COLUMNS, len(x)))
+    neighbours = [
+        (
+            shown(queries, i, _LARGE),
+            [
+                (shown(bank, j, _LARGE), s)
+                for s, j in zip(similarity[i].tolist(), rows[i].tolist(), strict=True)
+            ],
+        )
+        for i in _spread(len(y), _ROWS)
+    ]
+    sample = queries if are_held_out else bank
+    sample = sample.part(_spread(len(sample), min(_BATCH, settings.batch_size)))
+    viewed = bank.part(_spread(len(bank), _VIEWED))
+    two_views = build_views(settings, preprocess)
+    drawn = with_views(_pixels(viewed), two_views, address.key(settings.seed))
+    return Seen(
+        parameters=sum(p.numel() for p in model.encoder.parameters()),
+        width=x.shape[1],
+        features=settings.projector[-1],
+        bank=len(x),
+        held_out=are_held_out,
+        views=[
+            (name, picture(image, _LARGE), picture(view1, _LARGE), picture(view2, _LARGE))
+            for name, (image, view1, view2) in zip(viewed.ids, drawn, strict=True)
+        ],
+        matrices=start_and_now(settings, state, _pixels(sample)),
+        matrix_images=len(sample),
+        spectra=(spectrum(untrained[1]).tolist(), spectrum(y).tolist()),
+        rankmes=(rankme(untrained[1]), rankme(y)),
+        neighbours=neighbours,
+        map=_map(y, settings.seed),
+        mapped=[shown(queries, i, _SMALL) for i in range(len(y))],
+        classes=classes,
+        confusion=confusion,
+        knn=knn,
+    )
+
+
+def _images(settings: Settings) -> tuple[Source, Source, bool]:
+    """Images to look among, images to look at, and whether the latter are held out."""
+    train, new = training_images(settings), held_out(settings)
+    chosen = _spread(len(train), _BANK)
+    if new:
+        return train.part(chosen), new.part(_spread(len(new), _QUERIES)), True
+    asked = chosen[::5]
+    return train.part(sorted({*chosen} - {*asked})), train.part(asked), False
+
+
+def _pixels(source: Source) -> list[Tensor]:
+    return [source[i] for i in range(len(source))]
+
+
+def _classes(source: Source) -> list[str]:
+    if source.labels is None:
+        return []
+    return list(source.classes or [str(i) for i in range(int(source.labels.max()) + 1)])
+
+
+def _labels(source: Source, classes: list[str]) -> Tensor:
+    """The labels, numbered as `classes` are, -1 where unknown: `(N,)`."""
+    if source.labels is None:
+        return torch.full((len(source),), -1)
+    number = torch.tensor([classes.index(name) for name in _classes(source)])
+    return torch.where(source.labels >= 0, number[source.labels], -1)
+
+
+def _spread(number: int, most: int) -> list[int]:
+    """At most so many of a number of rows, from everywhere, at no fixed distance.
+
+    Sources are often sorted by class, or have the classes in turns.
+    """
+    if number <= most:
+        return list(range(number))
+    within = address.uniform(_STREAM, torch.arange(most), 1)[:, 0].double()
+    return ((torch.arange(most) + within) * number / most).long().clamp(max=number - 1).tolist()
+
+
+def _knn(bank: Tensor, queries: Tensor, targets: Tensor) -> Tensor:
+    """The class that the nearest neighbours vote for, `(Q,)`."""
+    scores = knn_scores(queries, bank, targets, (_K,), (_TEMPERATURE,))
+    return scores[_K, _TEMPERATURE].argmax(1)
+
+
+def _map(x: Tensor, seed: int) -> list[tuple[float, float]]:
+    """Places in a plane, near each other where representations are; none for too few."""
+    from sklearn.manifold import TSNE
+
+    if len(x) < _FEWEST:
+        return []
+    perplexity = min(30, (len(x) - 1) // 3)
+    plane = TSNE(perplexity=perplexity, random_state=seed).fit_transform(F.normalize(x).numpy())
+    return [(float(a), float(b)) for a, b in plane]

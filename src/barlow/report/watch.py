@@ -1,0 +1,125 @@
+"""A live look: the page of a run that goes on, served to this machine and nobody else."""
+
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from barlow.errors import UserError
+
+if TYPE_CHECKING:
+    from barlow.report.seen import Seen
+    from barlow.run import Run
+
+_HERE = "127.0.0.1"
+
+
+def serve(run: str, *, port: int = 8000, started: Callable[[str], None] = lambda _: None) -> None:
+    """Serve the page of a run until Ctrl-C; it refreshes itself, and nothing is ever written.
+
+    Args:
+        run: folder of a run.
+        port: on this machine; 0 takes one that is free.
+        started: told the address.
+
+    Raises:
+        UserError: if the folder is no run, or the port is taken.
+    """
+    server = server_of(run, port)
+    started(f"http://{_HERE}:{server.server_port}/")
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.server_close()
+
+
+def server_of(run: str, port: int = 0) -> ThreadingHTTPServer:
+    """The server of `serve`, bound but not serving yet."""
+    from barlow.report.facts import collect
+    from barlow.run import Run
+
+    folder = Run(Path(run))
+    collect(folder)  # a mistake is told now, not in the browser
+    try:
+        return ThreadingHTTPServer((_HERE, port), _handler(_Page(folder)))
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--port {port}: {error}; give another, or 0 for any") from error
+
+
+class _Page:
+    """The page as it is now; what the encoder sees is made anew only for a new checkpoint."""
+
+    def __init__(self, run: "Run") -> None:
+        self._run = run
+        self._seen: Seen | None = None
+        self._looked_at = 0.0
+        self._looking = threading.Lock()
+
+    def version(self) -> str:
+        """Another text whenever the page is another; as an ETag."""
+        files = [self._run.metrics_file, self._run.log_file, self._run.skipped_file]
+        evaluated = sorted((self._run.path / "evaluation").glob("*.json"))
+        times = [_time(file) for file in [*files, *evaluated]]
+        return '"' + "-".join(f"{time:.3f}" for time in [*times, self._looked_at]) + '"'
+
+    def html(self) -> str:
+        """The page; what takes long is made meanwhile, for the next one."""
+        from barlow.report.facts import collect
+        from barlow.report.page import page
+
+        if self._saved() > self._looked_at and not self._looking.locked():
+            threading.Thread(target=self._look, daemon=True).start()
+        return page(collect(self._run), self._seen, live=self.version())
+
+    def _saved(self) -> float:
+        return _time(self._run.encoder_folder / "model.safetensors")
+
+    def _look(self) -> None:
+        from barlow.report import look_if_possible
+
+        with self._looking:
+            saved = self._saved()
+            if saved > self._looked_at:
+                self._seen = look_if_possible(self._run) or self._seen
+                self._looked_at = saved
+
+
+def _handler(shown: _Page) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            # A page from elsewhere must not read this one under a name of its own.
+            host = (self.headers.get("Host") or "").rsplit(":", 1)[0]
+            if host not in (_HERE, "localhost"):
+                self.send_error(403)
+            elif self.path != "/":
+                self.send_error(404)
+            elif self.headers.get("If-None-Match") == shown.version():
+                self._answer(304, "", shown.version())
+            else:
+                version, text = shown.version(), shown.html()
+                self._answer(200, text, version)
+
+        do_HEAD = do_GET
+
+        def _answer(self, status: int, text: str, version: str) -> None:
+            body = text.encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cache-Control", "no-cache")
+            self.send_header("ETag", version)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    return Handler
+
+
+def _time(file: Path) -> float:
+    return file.stat().st_mtime if file.exists() else 0.0

@@ -1,0 +1,184 @@
+"""The trackers people already use: rows of `metrics.csv`, settings and pictures go there too."""
+
+import importlib.util
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from io import StringIO
+from operator import methodcaller
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from barlow.checkpoint import load_last, write_text
+from barlow.errors import UserError
+from barlow.progress import Reporter
+from barlow.run import Run
+from barlow.settings import Settings
+from barlow.trackers import OPENERS, Tracker
+
+log = logging.getLogger(__name__)
+
+
+def tracked(reporter: Reporter | None, settings: Settings, run: Run) -> Reporter | None:
+    """A reporter that also tells the trackers of the settings.
+
+    Args:
+        reporter: told the same as before.
+        settings: `track` names the trackers.
+        run: where their identities are kept, so that a resumption goes on in the same place.
+
+    Returns:
+        The reporter itself if there is no tracker.
+
+    Raises:
+        UserError: if a tracker is not installed.
+    """
+    for name in settings.track:
+        if importlib.util.find_spec(OPENERS[name][0]) is None:
+            raise UserError(
+                f"--track {name}: it is not installed; pip install 'barlow-twins[{name}]'"
+            )
+    return Tracked(reporter or Reporter(), settings, run) if settings.track else reporter
+
+
+class Tracked(Reporter):
+    """Tells one reporter and several trackers; one that fails is left out, with a warning."""
+
+    def __init__(self, reporter: Reporter, settings: Settings, run: Run) -> None:
+        self._reporter, self._settings, self._run = reporter, settings, run
+        # Now, before a resumption drops the rows that it will make again.
+        self._told = _last_step(run)
+        self._sent: dict[str, float] = {}  # the last step that each tracker has
+        self._trackers: dict[str, Tracker] = {}
+        self._step = self._steps = 0
+
+    def start(self, step: int, steps: int) -> None:
+        """Open the trackers; one that is new to the run gets the rows there are."""
+        self._reporter.start(step, steps)
+        self._step, self._steps = step, steps
+        kept = _kept(self._run)
+        for name in self._settings.track:
+            self._try(name, self._open, name, kept.get(name))
+        kept |= {name: tracker.id for name, tracker in self._trackers.items()}
+        try:
+            write_text(_file(self._run), json.dumps(kept) + "\n")
+        except OSError as error:
+            log.warning("a resumption will begin new runs in the trackers: %s", _one_line(error))
+        if step == 0:
+            self._show("views", self._views)
+
+    def step(self, step: int) -> None:
+        """Tell the reporter; trackers hear of rows."""
+        self._step = step
+        self._reporter.step(step)
+
+    def row(self, row: Mapping[str, float], epochs: int) -> None:
+        """Send a row; one that a resumption only made again is there already."""
+        self._reporter.row(row, epochs)
+        for name, tracker in list(self._trackers.items()):
+            if row["step"] > self._sent[name]:
+                self._try(name, _send, tracker, row)
+
+    def say(self, text: str) -> None:
+        """Tell the reporter."""
+        self._reporter.say(text)
+
+    def warn(self, text: str) -> None:
+        """Tell the reporter."""
+        self._reporter.warn(text)
+
+    def end(self) -> None:
+        """Close the trackers, after the last pictures if the training is finished."""
+        self._reporter.end()
+        if self._step == self._steps:
+            self._show("matrix", self._matrices)
+        self._each(methodcaller("end"))
+
+    def _open(self, name: str, identity: str | None) -> None:
+        tracker = OPENERS[name][1](self._run, self._settings, identity)
+        self._trackers[name] = tracker
+        self._sent[name] = self._told if identity else _last_step(self._run)
+        if identity is None:
+            for row in self._run.metrics():
+                _send(tracker, row)
+
+    def _views(self) -> dict[str, Image.Image]:
+        from barlow.assembly import draw
+
+        with tempfile.TemporaryDirectory() as folder:
+            drawn = draw(self._settings, Path(folder) / "views.png")
+            with Image.open(drawn) as picture:
+                return {"views": picture.convert("RGB")}
+
+    def _matrices(self) -> dict[str, Image.Image]:
+        from barlow.assembly import training_images
+        from barlow.correlation import heat_map, start_and_now
+
+        state = load_last(self._run.last_checkpoint)
+        if state is None:
+            return {}
+        source = training_images(self._settings)
+        number = min(256, self._settings.batch_size, len(source))
+        images = [source[i * len(source) // number] for i in range(number)]
+        matrices = start_and_now(self._settings, state, images)
+        names = ("matrix_at_the_start", "matrix_at_the_end")
+        return {name: _on_white(heat_map(m)) for name, m in zip(names, matrices, strict=True)}
+
+    def _show(self, what: str, draw: Callable[[], dict[str, Image.Image]]) -> None:
+        if not self._trackers:
+            return
+        try:
+            pictures = draw()
+        except Exception as error:
+            log.warning("no picture of the %s for the trackers: %s", what, _one_line(error))
+            return
+        for name, picture in pictures.items():
+            self._each(methodcaller("image", name, picture, self._step))
+
+    def _each(self, tell: Callable[[Tracker], object]) -> None:
+        for name, tracker in list(self._trackers.items()):
+            self._try(name, tell, tracker)
+
+    def _try(self, name: str, act: Callable[..., object], *arguments: Any) -> None:
+        """A tracker must not stop a training, nor print into its progress."""
+        try:
+            with redirect_stdout(StringIO()):
+                act(*arguments)
+        except Exception as error:
+            self._trackers.pop(name, None)
+            log.warning("%s failed and is left out from now on: %s", name, _one_line(error))
+
+
+def _last_step(run: Run) -> float:
+    rows = run.metrics()
+    return rows[-1]["step"] if rows else -1.0
+
+
+def _send(tracker: Tracker, row: Mapping[str, float]) -> None:
+    """The step is where a tracker puts the values, not one of them."""
+    tracker.log({k: v for k, v in row.items() if k != "step"}, int(row["step"]))
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    colours = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), colours).convert("RGB")
+
+
+def _file(run: Run) -> Path:
+    return run.path / "trackers.json"
+
+
+def _kept(run: Run) -> dict[str, str]:
+    try:
+        kept: dict[str, str] = json.loads(_file(run).read_text())
+        return kept
+    except (OSError, ValueError):
+        return {}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,148 @@
+import re
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import barlow
+from barlow.cli.options import add_options, new_parser, parse
+from barlow.errors import UserError
+from barlow.report import write_report
+from barlow.report.charts import Series, chart
+from barlow.report.facts import collect, command
+from barlow.run import Run
+from barlow.settings import Settings
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "copy")
+    (tmp_path / "copy" / "report.html").unlink()
+    return Run(tmp_path / "copy")
+
+
+def headings(path):
+    return re.findall(r'<section id="(\w+)"', path.read_text())
+
+
+def test_the_same_run_gives_the_same_page(run):
+    before = run.report_file.read_bytes()
+    write_report([str(run.path)])
+    assert run.report_file.read_bytes() == before
+
+
+def test_without_its_images_the_page_is_made_of_what_the_folder_says(copy, caplog):
+    text = copy.config_file.read_text().replace("source: mnist5k", "source: gone/images")
+    copy.config_file.write_text(text)
+    page = write_report([str(copy.path)])
+    assert headings(page) == ["worth", "data", "training", "health", "settings"]
+    assert "goes without its images: gone/images does not exist" in caplog.text
+
+
+def test_a_run_that_has_only_begun_has_a_page(copy, caplog):
+    for name in ("metrics.csv", "starts.jsonl", "log.txt"):
+        (copy.path / name).unlink()
+    for name in ("checkpoints", "encoder", "evaluation"):
+        shutil.rmtree(copy.path / name)
+    assert headings(write_report([str(copy.path)])) == ["data", "settings"]
+    assert "has no checkpoint yet" in caplog.text
+
+
+def test_photos_without_labels_or_held_out_images_have_neighbours_and_a_map(tmp_path):
+    draw = np.random.default_rng(0)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(60):
+        pixels = draw.integers(0, 256, (30 + i, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02}.jpg")
+    settings = {"encoder": "resnet18", "image_size": 32, "projector": [16], "epochs": 1}
+    run = barlow.pretrain(str(folder), tmp_path / "run", batch_size=32, **settings)
+    page = write_report([str(run.path)])
+    assert headings(page) == [
+        *("data", "training", "health", "matrix", "neighbours", "map", "settings")
+    ]
+    text = page.read_text()
+    assert text.count("<circle cx") == 12, "every fifth image; no class to colour it by"
+    assert "--dot:" not in text.split('class="map"')[1].split("<script")[0]
+    assert 'alt="training image"' in text
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / run.path.name)
+    runs = [str(run.path), str(tmp_path / run.path.name)]
+    text = write_report(runs, out=str(tmp_path / "both.html")).read_text()
+    assert all(f"{path}, validation" in text for path in runs)
+
+
+def test_warnings_resumptions_and_skipped_images_are_told(copy):
+    copy.add_start(
+        {"step": 9, "data": {"name": "x", "images": 1, "fingerprint": ""}}
+        | {"environment": {"system": "Linux", "barlow": "0"}}
+    )
+    copy.add_skipped([("images/<b>bad</b>.jpg", "it is <script>alert(1)</script>")])
+    with open(copy.log_file, "a") as log:
+        log.write("2026-01-01 00:00:00,000 WARNING the disk is full\n")
+    text = write_report([str(copy.path)]).read_text()
+    assert "resumed at step 9" in text
+    assert "the disk is full" in text
+    assert "&lt;b&gt;bad&lt;/b&gt;.jpg" in text
+    assert "<b>bad" not in text
+    assert "<script>alert" not in text
+
+
+def test_the_command_on_the_page_makes_the_same_settings():
+    settings = Settings.of(
+        "a folder/of images",
+        "cifar10",
+        compile=True,
+        sync_batch_norm=False,
+        limit=64,
+        view1={"blur": 0.5},
+        track=["wandb", "tensorboard"],
+    )
+    argv = shlex.split(command(settings, "runs/a"))
+    assert argv[:2] == ["barlow", "pretrain"]
+    parser = new_parser("pretrain", "")
+    parser.add_argument("--out")
+    add_options(parser, Settings)
+    values = parse(parser, argv[2:])
+    assert values.pop("out") == "runs/a"
+    assert Settings(**values) == settings
+
+
+def test_a_very_long_run_stays_under_ten_megabytes(copy):
+    row = collect(copy).rows[-1]
+    columns = ",".join(row)
+    lines = [columns]
+    for i in range(30_000):
+        lines.append(",".join(f"{v * (1 + i % 97 / 1000):.7g}" for v in row.values()))
+    copy.metrics_file.write_text("\n".join(lines) + "\n")
+    page = write_report([str(copy.path)])
+    assert page.stat().st_size < 10e6
+    assert max(len(p.split()) for p in re.findall(r'points="([^"]*)"', page.read_text())) <= 4_000
+
+
+def test_a_value_that_is_no_number_is_left_out_of_a_chart():
+    drawn = chart("Loss", [Series("a", [(1, 2.0), (2, float("nan")), (3, 1.0)])])
+    assert drawn.count(",") > 0
+    assert "nan" not in drawn.lower()
+    assert chart("Loss", [Series("a", [(1, float("inf"))])]) == ""
+
+
+def test_mistakes_are_one_line(tmp_path, command):
+    with pytest.raises(UserError, match="give the folder that `barlow pretrain` wrote"):
+        write_report([str(tmp_path)])
+    done = command("report", tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    done = command("watch", tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_writes_where_it_is_told(copy, command, tmp_path):
+    done = command("report", copy.path, "--out", tmp_path / "page.html")
+    assert done.stdout.strip() == str(tmp_path / "page.html")
+    assert not copy.report_file.exists()
+    assert headings(tmp_path / "page.html")[0] == "worth"
