@@ -197,17 +197,16 @@ def blur(planes: Tensor, some: Some, sigma: Tensor, size: int, reach: int) -> No
     # moves one to the right from line to line.
     band = F.pad(kernel, (0, block))[:, None].expand(-1, block, -1).flatten(1)
     band = band[:, : block * window].reshape(-1, block, window)  # one for each sample
-    c, n = len(planes), len(sigma)
-    x = _of(planes, some).reshape(c, n, size, size)
-    x = F.pad(x, (0, 0, reach, reach), mode="reflect")
-    x = F.pad(x, (0, 0, 0, over)) if over else x
-    x = band[:, None] @ x.unfold(2, window, block).mT  # (C, n, blocks, block, S)
-    x = x.flatten(2, 3)[:, :, :size]
-    x = F.pad(x, (reach, reach, 0, 0), mode="reflect")
-    x = F.pad(x, (0, over)) if over else x
-    x = x.unfold(3, window, block).flatten(2, 3) @ band.mT  # (C, n, S * blocks, block)
-    x = x.view(c, n, size, -1)[..., :size]
-    planes[:, some] = x.reshape(c, n, size * size)
+    for plane in planes:  # one channel of a photograph at a time stays in the cache
+        x = _of(plane[None], some).view(-1, size, size)
+        x = F.pad(x, (0, 0, reach, reach), mode="reflect")
+        x = F.pad(x, (0, 0, 0, over)) if over else x
+        x = band[:, None] @ x.unfold(1, window, block).mT  # (n, blocks, block, S)
+        x = x.flatten(1, 2)[:, :size]
+        x = F.pad(x, (reach, reach), mode="reflect")
+        x = F.pad(x, (0, over)) if over else x
+        x = x.unfold(2, window, block).flatten(1, 2) @ band.mT  # (n, S * blocks, block)
+        plane[some] = x.view(-1, size, size + over)[..., :size].flatten(1)
 
 
 def solarise(planes: Tensor, some: Some, threshold: float) -> None:
