@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -159,6 +160,7 @@ class Hub(BaseHTTPRequestHandler):
     """What the hub answers for one data set, `someone/things`."""
 
     files: dict[str, bytes]
+    downloaded: list[str]  # whole files, not ranges of them
     commit = "0123456789" * 4
 
     def do_HEAD(self) -> None:
@@ -196,8 +198,12 @@ class Hub(BaseHTTPRequestHandler):
         return hashlib.sha1(data).hexdigest()
 
     def send(self, data: bytes, status: int = 200, more: dict[str, str] | None = None) -> None:
-        self.send_response(status)
         heads = {"X-Repo-Commit": self.commit, "ETag": f'"{self.tag(data)}"', **(more or {})}
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            data, status = data[int(asked[1]) : int(asked[2]) + 1], 206
+        elif self.command == "GET" and "/resolve/" in self.path and status == 200:
+            Hub.downloaded.append(self.path)
+        self.send_response(status)
         for name, value in (heads | {"Content-Length": str(len(data))}).items():
             self.send_header(name, value)
         self.end_headers()
@@ -212,6 +218,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub(tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment in which `hf://someone/things` is a data set on this machine."""
     root = Path(parquet(tmp_path / "things"))
+    Hub.downloaded = []
     Hub.files = {str(f.relative_to(root)): f.read_bytes() for f in root.rglob("*.parquet")}
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever)
@@ -237,6 +244,29 @@ def test_a_hub_data_set_is_looked_at_and_trained_on(tmp_path: Path, hub: dict[st
     picture = ["views", "hf://someone/things:test", "--out", str(tmp_path / "v.png"), *SMALL]
     done = command(picture, hub)
     assert done.returncode == 0, done.stderr
+
+
+# A disk that is full, but for what the test writes.
+NO_SPACE = """
+import sys
+import barlow.data.hub
+from barlow.cli import main
+barlow.data.hub._free_bytes = lambda folder: 0
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_hub_data_set_larger_than_the_disk_is_read_where_it_is(
+    tmp_path: Path, hub: dict[str, str]
+) -> None:
+    streamed = [sys.executable, "-c", NO_SPACE]
+    train = pretrain("hf://someone/things", tmp_path / "run", "--workers", "2")
+    picture = ["views", "hf://someone/things:test", "--out", str(tmp_path / "v.png"), *SMALL]
+    for arguments in (train, picture):
+        done = subprocess.run([*streamed, *arguments], env=hub, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+    assert not [path for path in Hub.downloaded if path.endswith(".parquet")]
 
 
 def test_a_hub_data_set_that_is_not_there_is_the_users_mistake(
