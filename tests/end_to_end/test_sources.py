@@ -1,14 +1,17 @@
 """Every kind of source goes through the command line: looked at, and trained on."""
 
+import csv
 import hashlib
 import io
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 import tarfile
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -154,6 +157,63 @@ def test_multispectral_arrays_are_trained_on(tmp_path: Path) -> None:
     root = tmp_path / "source"
     root.mkdir()
     assert main(pretrain(bands(root), tmp_path / "run", "--channels", "5")) == 0
+
+
+def every_kind(root: Path) -> dict[str, str]:
+    """One image of every kind that can be read, and what cannot: name to reason."""
+    colour = Image.open(io.BytesIO(png(0)))
+    deep = np.random.default_rng(0).integers(0, 65536, (20, 24), dtype=np.uint16)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    colour.save(root / "photo.jpg", exif=turned)
+    colour.save(root / "plain.png")
+    colour.save(root / "new.webp")
+    colour.save(root / "scan.tiff")
+    colour.convert("CMYK").save(root / "print.jpg")
+    colour.convert("L").save(root / "grey.png")
+    colour.convert("RGBA").save(root / "clear.png")
+    colour.convert("P").save(root / "palette.png")
+    colour.convert("1").save(root / "line.png")
+    colour.save(root / "moving.gif", save_all=True, append_images=[colour.rotate(90)])
+    Image.fromarray(deep).save(root / "deep.png")
+    Image.fromarray(deep).save(root / "deep.tif")
+    np.save(root / "array.npy", np.asarray(colour))
+    (root / "empty.png").touch()
+    (root / "text.jpg").write_text("no image")
+    (root / "cut.png").write_bytes(png(1)[:300])
+    # Its header says 20,000 x 20,000, and so does its checksum.
+    head = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    checked = struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    (root / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + checked + png(2)[33:])
+    return {"empty.png": "empty", "text.jpg": "not an image", "bomb.png": "bomb", "cut.png": ""}
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_folder_of_every_kind_is_trained_on_and_what_is_broken_listed(
+    tmp_path: Path, workers: str
+) -> None:
+    root = tmp_path / "source"
+    root.mkdir()
+    broken = every_kind(root)
+    out = tmp_path / "run"
+    line = pretrain(str(root), out, "--workers", workers, "--limit", "17", "--max-broken", "0.3")
+    assert main(line) == 0
+    with (out / "skipped.csv").open(newline="") as file:
+        skipped = {row[0]: row[1] for row in list(csv.reader(file))[1:]}
+    assert skipped.keys() == broken.keys()
+    assert all(reason in skipped[name] for name, reason in broken.items())
+    with (out / "metrics.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) >= 1
+
+
+def test_more_broken_images_than_let_pass_stop_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "source"
+    root.mkdir()
+    every_kind(root)
+    assert main(pretrain(str(root), tmp_path / "run", "--limit", "17")) == 2
+    assert "more than the 5% that are let pass" in capsys.readouterr().err
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -12,7 +12,7 @@ from barlow.views import colour, geometry
 from barlow.views.settings import ViewSettings, view_settings
 
 _CROP, _PIXELS, _NOISE = range(3)  # streams of random numbers, one key each
-_CHUNK = 2**16  # pixels a thread works on at a time: their planes of floats stay in its cache
+_CHUNK = 100_000  # pixels a thread works on at a time: their planes of floats stay in its cache
 
 Cut = Callable[[int, Tensor], Tensor]
 """Crops of a view's samples by number: floats 0 to 1, `(C, n, S, S)`, memory of their own."""
