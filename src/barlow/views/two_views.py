@@ -220,6 +220,8 @@ class TwoViews(nn.Module):
         device = planes.device
 
         def drawn(column: int, probability: float) -> Tensor:
+            if not probability:
+                return draws.new_empty(0, dtype=torch.int64)
             return (draws[:, column] < probability).nonzero()[:, 0]
 
         def place(some: Tensor) -> colour.Some:
