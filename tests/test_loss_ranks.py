@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from barlow.errors import UserError
-from barlow.loss import BarlowTwinsLoss
+from barlow.loss import BarlowTwinsLoss, cross_correlation, mixed_barlow_twins_regulariser
 
 N, D = 24, 20
 
@@ -84,6 +84,32 @@ def claim_uneven(rank: int, ranks: int) -> None:
         loss.backward()
         torch.testing.assert_close(loss, expected)
         torch.testing.assert_close(gradients(many), gradients(one))
+
+
+def claim_correlation_and_regulariser(rank: int, ranks: int) -> None:
+    group = alone()
+    for n, d in ((32, 8), (16, 24)):
+        batch = torch.cat([embeddings(n, d), embeddings(n, d).flip(2)[:1]])  # z1, z2, mixed
+        sizes = [1, n - 1] if ranks == 2 else [1, 2, 3, n - 6]
+        first = sum(sizes[:rank])
+        rows = slice(first, first + sizes[rank])
+        orders = [
+            torch.randperm(size, generator=torch.Generator().manual_seed(size)) for size in sizes
+        ]
+        order = torch.cat([o + sum(sizes[:r]) for r, o in enumerate(orders)])
+        functions = [
+            lambda z, o, g: cross_correlation(*z[:2], process_group=g).square()[0].sum(),
+            lambda z, o, g: mixed_barlow_twins_regulariser(*z, o, 0.3, process_group=g),
+        ]
+        for function in functions:
+            whole = batch.clone().requires_grad_()
+            expected = function(whole, order, group)
+            expected.backward()
+            mine = batch[:, rows].clone().requires_grad_()
+            value = function(mine, orders[rank], None)
+            value.backward()
+            torch.testing.assert_close(value, expected)
+            torch.testing.assert_close(mine.grad, ranks * whole.grad[:, rows])
 
 
 def claim_float32_is_exact_to_rounding(rank: int, ranks: int) -> None:

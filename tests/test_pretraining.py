@@ -13,6 +13,7 @@ from barlow.errors import TrainingError, UserError
 from barlow.progress import Reporter
 from barlow.run import METRICS, Run
 from barlow.settings import Settings
+from barlow.validation import HEALTH
 
 # Dropout in the encoder, random views and an order that is shuffled: nothing here is easy.
 TINY = {
@@ -28,6 +29,7 @@ TINY = {
     "validation_limit": 64,
     "epochs": 3,
     "log_every": 3,
+    "eval_every": 1,
     "save_every": 2,
     "accelerator": "cpu",
 }
@@ -72,6 +74,7 @@ def test_a_run_holds_what_it_promises(whole):
     rows = whole.metrics()
     assert [r["step"] for r in rows] == [3, 4, 6, 8, 9, 12]
     assert [r["step"] for r in rows if "val_loss" in r] == [4, 8, 12]
+    assert all(set(HEALTH) < set(r) for r in rows if "val_loss" in r)
     assert all(
         r["loss"] == pytest.approx(r["invariance"] + 0.01 * r["redundancy"], rel=1e-4) for r in rows
     )
@@ -240,3 +243,34 @@ def test_settings_and_options_are_one_list():
 
 def test_run_reads_a_path_given_as_text():
     assert Run("runs/a").log_file.name == "log.txt"
+
+
+def test_a_collapse_is_warned_of_once(tmp_path, caplog):
+    one_feature = TINY["encoder_args"] | {"channels": [4, 4, 8, 8, 8, 1]}
+    with caplog.at_level(logging.WARNING, "barlow"):
+        barlow.pretrain("mnist5k", tmp_path / "run", **TINY | {"encoder_args": one_feature})
+    assert caplog.text.count("the representation has collapsed") == 1
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_checkpoint_is_touched(
+    tmp_path, monkeypatch
+):
+    import barlow.pretraining as loop
+
+    backward = []
+
+    def poison(gradient):
+        backward.append(gradient)
+        return gradient * (torch.nan if len(backward) == 6 else 1)
+
+    def build(settings):
+        model, preprocess = loop_build(settings)
+        model.projector[0].weight.register_hook(poison)
+        return model, preprocess
+
+    loop_build = loop.build_model
+    monkeypatch.setattr(loop, "build_model", build)
+    out = tmp_path / "run"
+    with pytest.raises(TrainingError, match=r"gradient of projector.* before step 6.*lower --lr"):
+        barlow.pretrain("mnist5k", out, **TINY, save_minutes=0.0)
+    assert load_checkpoint(out / "checkpoints" / "last.ckpt")["step"] == 5

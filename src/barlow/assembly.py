@@ -42,6 +42,7 @@ def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
             stem=settings.stem,
             **settings.encoder_args,
         )
+    _try(encoder, settings)
     encoder.preprocess = preprocess
     criterion = BarlowTwinsLoss(settings.lambd, scale=settings.loss_scale)
     model = BarlowTwins(encoder, settings.projector, criterion=criterion)
@@ -97,11 +98,12 @@ def validation_loader(fabric: "Fabric", settings: Settings, views: TwoViews) -> 
     """This rank's part of the images that the validation loss is taken over, if there are any."""
     limit, in_chans = settings.validation_limit, settings.channels
     if settings.validation:
-        images = open_source(settings.validation, "test", in_chans=in_chans, limit=limit)
-    elif held_out := open_held_out(settings.source, in_chans=in_chans, limit=limit):
+        images = open_source(settings.validation, "test", in_chans=in_chans)
+    elif held_out := open_held_out(settings.source, in_chans=in_chans):
         images = held_out
     else:
         return None
+    images = images.spread(limit)
     batch_size = min(settings.batch_size, len(images))
     batch_size -= batch_size % fabric.world_size
     if batch_size < 2 * fabric.world_size:
@@ -130,6 +132,21 @@ def draw(settings: Settings, out: Path, count: int = 8) -> Path:
 def warmup_steps(settings: Settings, steps_per_epoch: int) -> int:
     """Steps of the warm-up: a tenth of the training at most."""
     return round(min(settings.warmup_epochs, settings.epochs / 10) * steps_per_epoch)
+
+
+@torch.no_grad()
+def _try(encoder: nn.Module, settings: Settings) -> None:
+    """Refuse an encoder that cannot take images of this size."""
+    size = settings.image_size
+    try:
+        encoder.eval()(torch.zeros(1, settings.channels, size, size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(
+            f"encoder {settings.init or settings.encoder} does not take images of {size} pixels "
+            f"({' '.join(str(error).split())}): give another --image-size, such as "
+            f"{max(32, round(size / 32) * 32)}"
+        ) from error
+    encoder.train()
 
 
 def _loader(

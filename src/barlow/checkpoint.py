@@ -45,6 +45,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.close(folder)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what `write_atomically` left when its process was killed."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     write_atomically(path, lambda file: file.write(text.encode()))
@@ -57,7 +63,13 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         path: for example `RUN/checkpoints/epoch-0040.ckpt`.
         state: dictionaries, lists, numbers, strings and tensors.
     """
-    write_atomically(path, lambda file: torch.save(state, file))
+    try:
+        write_atomically(path, lambda file: torch.save(state, file))
+    except RuntimeError as error:
+        # torch.save cannot close its archive on a full disk, and hides why.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def save_last(path: Path, state: dict[str, Any]) -> None:

@@ -4,11 +4,24 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from barlow.errors import TrainingError
 
 TERMS = ("loss", "invariance", "redundancy", "diagonal_error", "off_diagonal_rms")
+
+
+def check_weights(model: nn.Module, step: int) -> None:
+    """Raise TrainingError if a weight is not finite: a gradient was not, and nobody saw it yet."""
+    named = [(name, p) for name, p in model.named_parameters() if p.is_floating_point()]
+    norms = torch.stack([n.float() for n in torch._foreach_norm([p.detach() for _, p in named])])
+    if norms.isfinite().all():
+        return
+    name = next(name for (name, _), norm in zip(named, norms, strict=True) if not norm.isfinite())
+    raise TrainingError(
+        f"the gradient of {name} was not finite before step {step}: the run stops before its "
+        "checkpoint is touched; try a lower --lr, a longer --warmup-epochs or --precision 32"
+    )
 
 
 class Means:

@@ -22,18 +22,19 @@ from barlow.assembly import (
     validation_loader,
     warmup_steps,
 )
-from barlow.checkpoint import load_last, save_checkpoint, save_last, write_text
+from barlow.checkpoint import load_last, remove_unfinished, save_checkpoint, save_last, write_text
 from barlow.data import Loader
 from barlow.encoders import spec_of
 from barlow.errors import TrainingError, UserError
-from barlow.metrics import Means
-from barlow.model import BarlowTwins
+from barlow.metrics import Means, check_weights
 from barlow.optim import warmup_cosine
 from barlow.progress import Reporter, describe, logged, told
 from barlow.ranks import (
     any_rank,
     create_fabric,
     from_all_ranks,
+    launched_from_outside,
+    lost_a_rank,
     processes_here,
     share_threads,
     synchronised,
@@ -42,7 +43,8 @@ from barlow.ranks import (
 from barlow.run import Run, open_run
 from barlow.settings import Settings
 from barlow.share import save_encoder
-from barlow.signals import stop_on_signals
+from barlow.signals import requeue, stop_on_signals
+from barlow.validation import collapse, interval, validate
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -93,9 +95,18 @@ def train(settings: Settings, out: str | Path, reporter: Reporter | None = None)
     fabric = create_fabric(settings)
     try:
         # Bound here, not passed: Fabric takes arguments apart, and frozen ones not at all.
-        fabric.launch(partial(_train, settings=settings, run=run, reporter=reporter))
+        spawns = settings.devices > 1 and not launched_from_outside()
+        with stop_on_signals(pass_on=True) if spawns else nullcontext():
+            fabric.launch(partial(_train, settings=settings, run=run, reporter=reporter))
     except Exception as error:
-        raise _told_by_a_child(error) or error from None
+        if told := _told_by_a_child(error):
+            raise told from None
+        if lost_a_rank(error):
+            raise TrainingError(
+                "another process of this training, or the way to it, is gone: "
+                "run the same command again to go on"
+            ) from error
+        raise
     return run
 
 
@@ -110,6 +121,9 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
     views = build_views(settings, preprocess).to(fabric.device)
     loader = training_loader(fabric, settings, views)
     validation = validation_loader(fabric, settings, views)
+    # Without held-out images, the health at least is that of images it is trained on.
+    watched = (validation or loader).source.spread(settings.validation_limit)
+    validate_every = settings.eval_every or interval(len(loader.source), len(watched))
     steps = settings.epochs * loader.steps_per_epoch
     warmup = warmup_steps(settings, loader.steps_per_epoch)
 
@@ -133,12 +147,14 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         means.load_state_dict(state["means"])
+        fabric.strategy.precision.load_state_dict(state["precision"])
 
     # To agree on stopping, ranks wait for each other; a GPU should rarely have to.
     vote_every = 1 if fabric.device.type == "cpu" else 10
 
     def save(kept: int | None = None) -> None:
         means.check(step)
+        check_weights(model, step)
         if main:
             state = {
                 "format": 1,
@@ -150,8 +166,9 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "means": means.state_dict(),
+                "precision": fabric.strategy.precision.state_dict(),
             }
-            _save(run, state, model.encoder, kept)
+            _save(run, state, model.encoder, kept, last=step == steps)
 
     with (
         logged(run.log_file, reporter) if main else nullcontext(),
@@ -163,7 +180,7 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
             reporter.say(f"resuming {run.path} at step {step} of {steps}")
         _list_skipped(fabric, run, loader)
         tick = saved = logged_at = time.monotonic()
-        logged_step = step
+        logged_step, rows, warned = step, list[dict[str, float]](), False
         for epoch in range(step // loader.steps_per_epoch, settings.epochs):
             model.train()
             for view1, view2 in loader.epoch(epoch, first_step=step % loader.steps_per_epoch):
@@ -201,10 +218,13 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
                         "lr": optimizer.param_groups[0]["lr"],
                         **means.read(step),
                     }
-                    if epoch_ends and validation and (epoch + 1) % settings.eval_every == 0:
-                        row |= validate(model, wrapped, validation)
+                    if epoch_ends and (step == steps or (epoch + 1) % validate_every == 0):
+                        row |= validate(fabric, model, wrapped, validation, watched, preprocess)
+                        if not warned and (warning := collapse(row)):
+                            warned = True
+                            log.warning("%s", warning)
                     if main:
-                        run.add_metrics(row)
+                        rows = _add_metrics(run, [*rows, row])
                         log.info(describe(row, settings.epochs))
                     reporter.row(row, settings.epochs)
                     if epoch_ends:
@@ -219,6 +239,11 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
                     saved = time.monotonic()
                 if step < steps and step % vote_every == 0 and any_rank(fabric, bool(stop.signal)):
                     save()
+                    warns = any_rank(fabric, stop.signal == "SIGUSR1")
+                    if not main:
+                        return  # an error here would end the others while they save
+                    if warns and requeue():
+                        reporter.say("SLURM will start this job again")
                     raise TrainingError(
                         f"{stop.signal or 'a signal'} at step {step} of {steps}: saved; "
                         "run the same command again to go on"
@@ -226,32 +251,11 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
     reporter.say(f"finished: {steps} steps in {seconds:.0f} s; the encoder is {run.encoder_folder}")
 
 
-@torch.no_grad()
-def validate(model: BarlowTwins, wrapped: nn.Module, loader: Loader) -> dict[str, float]:
-    """The loss on held-out images, always with the same views.
-
-    Args:
-        model: in evaluation mode for the while.
-        wrapped: the model, or Fabric's wrapper of it, which sets the precision.
-        loader: of the held-out images.
-
-    Returns:
-        `val_loss` and its terms, means over the loader's first epoch.
-    """
-    model.eval()
-    means, steps = Means(), 0
-    for view1, view2 in loader.epoch(0):
-        wrapped(view1, view2)
-        means.add(model.criterion.terms)
-        steps += 1
-    model.train()
-    return {f"val_{name}": value for name, value in means.read(steps).items()}
-
-
 def _start(run: Run, settings: Settings, step: int) -> None:
     run.path.mkdir(parents=True, exist_ok=True)
     write_text(run.config_file, yaml.safe_dump(settings.to_dict(), sort_keys=False))
     run.forget_metrics_after(step)
+    remove_unfinished(run.last_checkpoint.parent)
 
 
 def _list_skipped(fabric: "Fabric", run: Run, loader: Loader) -> None:
@@ -260,13 +264,30 @@ def _list_skipped(fabric: "Fabric", run: Run, loader: Loader) -> None:
         log.warning("%d image(s) cannot be read, see %s", new, run.skipped_file)
 
 
-def _save(run: Run, state: dict[str, Any], encoder: nn.Module, kept: int | None) -> None:
+def _add_metrics(run: Run, rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Append rows to `metrics.csv`; returns those that have to wait for a next time."""
+    try:
+        run.add_metrics(rows)
+    except OSError as error:
+        log.warning("cannot write %s (%s): training goes on", run.metrics_file, error)
+        return rows
+    return []
+
+
+def _save(
+    run: Run, state: dict[str, Any], encoder: nn.Module, kept: int | None, last: bool
+) -> None:
     try:
         save_last(run.last_checkpoint, state)
         if kept is not None:
             save_checkpoint(run.epoch_checkpoint(kept), state)
             save_encoder(encoder, run.encoder_folder)
     except OSError as error:
+        if last:
+            raise TrainingError(
+                f"the training is done and cannot be saved in {run.path} ({error}): make room "
+                "and run the same command again, it goes on from the last checkpoint"
+            ) from error
         log.warning("cannot save in %s (%s): training goes on and tries again", run.path, error)
 
 

@@ -42,6 +42,8 @@ def describe(row: Mapping[str, float], epochs: int) -> str:
     ]
     if "val_loss" in row:
         parts.append(f"validation loss {row['val_loss']:.4g}")
+    if "knn_top1" in row:
+        parts.append(f"k-NN {row['knn_top1']:.1%}")
     return ", ".join([*parts, f"{row['images_per_second']:.0f} images/s"])
 
 
@@ -53,6 +55,11 @@ def told(reporter: Reporter, step: int, steps: int) -> Iterator[None]:
         yield
     finally:
         reporter.end()
+
+
+class _ToFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass  # a full disk: the line is lost, the training is not
 
 
 class _ToReporter(logging.Handler):
@@ -68,7 +75,7 @@ class _ToReporter(logging.Handler):
 def logged(file: Path, reporter: Reporter) -> Iterator[None]:
     """Within it, what this package logs goes to a file, and warnings to the reporter too."""
     logger = logging.getLogger("barlow")
-    to_file = logging.FileHandler(file)
+    to_file = _ToFile(file)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handlers, level = [to_file, _ToReporter(reporter)], logger.level
     for handler in handlers:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+from torch.multiprocessing.spawn import ProcessExitedException
 from torch.overrides import TorchFunctionMode
 
 from barlow.errors import UserError
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 # Fabric announces every process; set here because children of `spawn` import this first.
 logging.getLogger("lightning_fabric.utilities").setLevel(logging.WARNING)
+# And torch every process that it ends when another has failed; the failure itself is told.
+logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
 
 Item = TypeVar("Item")
 Module = TypeVar("Module", bound=nn.Module)
@@ -44,7 +49,7 @@ def create_fabric(settings: Settings) -> "Fabric":
             start_method="popen" if launched_from_outside() else "spawn",
         )
     try:
-        return Fabric(
+        fabric = Fabric(
             accelerator=settings.accelerator,
             devices=processes_here(settings),
             num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", os.environ.get("SLURM_NNODES", 1))),
@@ -57,6 +62,27 @@ def create_fabric(settings: Settings) -> "Fabric":
             f"cannot use accelerator {settings.accelerator!r} with {settings.devices} device(s): "
             f"{what}"
         ) from error
+    if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
+        _join(fabric)
+    return fabric
+
+
+def _join(fabric: "Fabric") -> None:
+    """Meet the other processes of torchrun, those of this start and no earlier one."""
+    # After a restart, torchrun's store still has the addresses of the processes that died.
+    store, rank, world_size = next(rendezvous("env://"))
+    start = os.environ["TORCHELASTIC_RESTART_COUNT"] + "-" + os.environ["GROUP_WORLD_SIZE"]
+    dist.init_process_group(
+        "nccl" if fabric.device.type == "cuda" else "gloo",
+        store=PrefixStore(start, store),
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def lost_a_rank(error: Exception) -> bool:
+    """Whether an error is that another process, or the way to it, is gone."""
+    return isinstance(error, dist.DistError | ProcessExitedException) or "gloo" in str(error)
 
 
 def processes_here(settings: Settings) -> int:
@@ -91,7 +117,8 @@ def from_all_ranks(fabric: "Fabric", items: list[Item]) -> list[Item]:
 def share_threads(processes: int) -> None:
     """Give each of `processes` on this machine its part of the cores."""
     if processes > 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+        # As many as torch would take for one process: it knows of affinity and OMP_NUM_THREADS.
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
 
 
 def synchronised(module: Module, device: torch.device) -> Module:

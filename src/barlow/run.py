@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import errno
 import io
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +32,25 @@ METRICS = [
     "val_redundancy",
     "val_diagonal_error",
     "val_off_diagonal_rms",
+    "knn_top1",
+    "effective_rank",
+    "rankme_representation",
+    "rankme_embedding",
+    "mean_abs_off_diagonal",
 ]
 
 # What may differ between a run and its continuation: it changes where and how often, not what.
-_FREE = {"devices", "accelerator", "workers", "save_every", "save_minutes", "compile", "epochs"}
+_FREE = {
+    "accelerator",
+    "compile",
+    "devices",
+    "epochs",
+    "eval_every",
+    "log_every",
+    "save_every",
+    "save_minutes",
+    "workers",
+}
 
 
 @dataclass(frozen=True)
@@ -102,14 +119,26 @@ class Run:
         with open(self.metrics_file, newline="") as file:
             return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
-    def add_metrics(self, row: Mapping[str, float]) -> None:
-        """Append a row to `metrics.csv`."""
-        new = not self.metrics_file.exists()
-        with open(self.metrics_file, "a", newline="") as file:
-            writer = csv.DictWriter(file, METRICS)
-            if new:
+    def add_metrics(self, rows: Iterable[Mapping[str, float]]) -> None:
+        """Append rows to `metrics.csv`, all or none of them.
+
+        Raises:
+            OSError: if the disk is full or the folder not writable.
+        """
+        text = io.StringIO()
+        writer = csv.DictWriter(text, METRICS)
+        with open(self.metrics_file, "ab", buffering=0) as file:
+            end = file.tell()
+            if not end:
                 writer.writeheader()
-            writer.writerow({name: _short(row[name]) for name in METRICS if name in row})
+            writer.writerows({k: _short(row[k]) for k in METRICS if k in row} for row in rows)
+            line = text.getvalue().encode()
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.truncate(end)
+                raise
 
     def add_skipped(self, skipped: Iterable[tuple[str, str]]) -> int:
         """List images that could not be read, each once; returns how many are new."""

@@ -101,8 +101,8 @@ class Settings:
     """epochs between the checkpoints that are kept"""
     save_minutes: float = 10.0
     """minutes between the checkpoints that a resumption starts from"""
-    eval_every: int = 1
-    """epochs between validation losses"""
+    eval_every: int | None = None
+    """epochs between validations; default: as few as take about 3 % of the time"""
     log_every: int = 50
     """steps between rows of metrics.csv"""
 
@@ -144,7 +144,7 @@ class Settings:
             if getattr(self, name) < 1:
                 refuse(f"{name} is {getattr(self, name)}: give 1 or more")
         for name in ("eval_every", "log_every", "validation_limit"):
-            if getattr(self, name) < 1:
+            if (value := getattr(self, name)) is not None and value < 1:
                 refuse(f"{name} is {getattr(self, name)}: give 1 or more")
         if self.limit is not None and self.limit < 1:
             refuse(f"limit is {self.limit}: give 1 or more images")

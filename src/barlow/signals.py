@@ -1,13 +1,35 @@
 """Stopping a training between two steps when the system or a person asks for it."""
 
+import logging
+import multiprocessing
+import os
 import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+log = logging.getLogger(__name__)
+
 _SIGNALS = ["SIGINT", "SIGTERM", "SIGUSR1"]
+_ONCE = 0.5  # seconds within which a signal is the same: sent to all, and passed on by the parent
+
+
+def requeue() -> bool:
+    """Ask SLURM to start this job again; False if this is none of its jobs, or it will not."""
+    if not (job := os.environ.get("SLURM_JOB_ID")):
+        return False
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("SLURM's job %s is not queued again: %s", job, error)
+        return False
+    return True
 
 
 @dataclass
@@ -18,20 +40,31 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Stop]:
+def stop_on_signals(pass_on: bool = False) -> Iterator[Stop]:
     """Note SIGINT, SIGTERM and SIGUSR1 (SLURM's warning) instead of dying of them.
 
-    The handlers act once: a second signal of the same kind has its usual effect.
+    A second signal of the same kind has its usual effect.
+
+    Args:
+        pass_on: to the child processes, of which this one only waits for the end.
 
     Yields:
         An object whose `signal` is the name of the signal that came, if any.
     """
     stop = Stop()
     usual: dict[int, Any] = {}
+    came: dict[int, float] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
-        stop.signal = signal.Signals(number).name
-        signal.signal(number, usual[number])
+        if number not in came:
+            stop.signal = signal.Signals(number).name
+            came[number] = time.monotonic()
+            for child in multiprocessing.active_children() if pass_on else ():
+                if child.pid:
+                    os.kill(child.pid, number)
+        elif time.monotonic() - came[number] > _ONCE:
+            signal.signal(number, usual[number])
+            os.kill(os.getpid(), number)
 
     try:
         for name in _SIGNALS:

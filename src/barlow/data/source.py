@@ -121,9 +121,36 @@ class Source:
                 f"the {self.max_broken:.0%} that are let pass; the first is {name} ({why})"
             )
 
+    def part(self, rows: Sequence[int]) -> "Source":
+        """Some of its images, as a source."""
+        labels = None if self.labels is None else self.labels[list(rows)].numpy()
+        records: Any = _Chosen(self.records, rows)
+        ids: Any = _Chosen(self._ids, rows)
+        table = Table(records, ids, labels, self.classes, hash_of([self.fingerprint, str(rows)]))
+        return Source(self.name, table, self.in_chans, max_broken=self.max_broken)
+
+    def spread(self, number: int) -> "Source":
+        """At most so many images, from everywhere: sources are often sorted by class."""
+        if number >= len(self):
+            return self
+        return self.part([i * len(self) // number for i in range(number)])
+
     def __repr__(self) -> str:
         """Name and size."""
         return f"Source({self.name!r}, {self._len} images)"
+
+
+class _Chosen:
+    def __init__(self, values: Any, rows: Sequence[int]) -> None:
+        self._values, self._rows = values, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return _Chosen(self._values, self._rows[index])
+        return self._values[self._rows[index]]
 
 
 class Rows(Sequence[str]):

@@ -1,0 +1,150 @@
+"""What a training measures between its epochs: the loss and the health of held-out images."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from barlow.data import Loader, Preprocess, Source, eval_batches
+from barlow.evaluation.knn import nearest, vote
+from barlow.evaluation.spectrum import effective_rank, mean_off_diagonal, rankme
+from barlow.metrics import Means
+from barlow.model import BarlowTwins
+from barlow.ranks import from_all_ranks
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+HEALTH = (
+    "knn_top1",
+    "effective_rank",
+    "rankme_representation",
+    "rankme_embedding",
+    "mean_abs_off_diagonal",
+)
+_EMBEDDINGS = 1024, 2048  # images and features of the embedding looked at, at most
+_COLLAPSED = 2.0  # of effective rank
+
+
+def interval(images: int, validated: int) -> int:
+    """Epochs between validations so that they take about 3 % of the time.
+
+    Args:
+        images: in an epoch; each goes twice through the network and back, about six passes.
+        validated: held-out images; each takes three passes.
+
+    Example:
+        >>> interval(50_000, 2048), interval(4_000, 1000)
+        (1, 5)
+    """
+    return -(-17 * validated // images)
+
+
+@torch.no_grad()
+def validate(
+    fabric: "Fabric",
+    model: BarlowTwins,
+    wrapped: nn.Module,
+    loader: Loader | None,
+    images: Source,
+    preprocess: Preprocess,
+) -> dict[str, float]:
+    """The loss on held-out images, always with the same views, and the network's health.
+
+    Args:
+        fabric: the ranks that share the work.
+        model: in evaluation mode for the while.
+        wrapped: the model, or Fabric's wrapper of it, which sets the precision.
+        loader: two views of held-out images, if there are any.
+        images: whose representation is looked at, without augmentation.
+        preprocess: brings them to the encoder.
+
+    Returns:
+        `val_loss` and its terms, means over the loader's first epoch; and `HEALTH`, of which
+        `knn_top1` only where there are labels.
+    """
+    model.eval()
+    row: dict[str, float] = {}
+    if loader:
+        means, steps = Means(), 0
+        for view1, view2 in loader.epoch(0):
+            wrapped(view1, view2)
+            means.add(model.criterion.terms)
+            steps += 1
+        row |= {f"val_{name}": value for name, value in means.read(steps).items()}
+    y, z, labels = _outputs(fabric, model, images, preprocess)
+    if fabric.is_global_zero:
+        row |= health(y, z, labels)
+    model.train()
+    return row
+
+
+def health(y: Tensor, z: Tensor, labels: Tensor | None) -> dict[str, float]:
+    """What can be said of a network from its outputs for images without augmentation.
+
+    Args:
+        y: representations, `(N, F)`.
+        z: embeddings of some of the same images, `(M, D)`.
+        labels: `(N,)`, -1 where unknown, or None.
+
+    Returns:
+        By the names in `HEALTH`: the accuracy of a weighted vote of each image's 20 nearest
+        others (Wu et al. 2018; temperature 0.07), if there are labels; the effective rank of the
+        representation (Roy and Vetterli 2007); RankMe of representation and embedding (Garrido et
+        al. 2023); the mean absolute correlation between two features of the embedding.
+
+    Example:
+        >>> found = health(torch.eye(4), torch.eye(4), None)
+        >>> round(found["rankme_embedding"], 2)
+        4.0
+    """
+    found = {
+        "effective_rank": effective_rank(y),
+        "rankme_representation": rankme(y),
+        "rankme_embedding": rankme(z),
+        "mean_abs_off_diagonal": mean_off_diagonal(z),
+    }
+    if labels is not None and int((labels >= 0).sum()) > 1:
+        found["knn_top1"] = _leave_one_out(y[labels >= 0], labels[labels >= 0])
+    return found
+
+
+def collapse(row: dict[str, float]) -> str | None:
+    """A warning if the representation has collapsed to a line or a point."""
+    rank = row.get("effective_rank", float("inf"))
+    if rank >= _COLLAPSED:
+        return None
+    return (
+        f"the representation has collapsed: its effective rank is {rank:.2f}; try a lower --lr, a "
+        "longer --warmup-epochs, a larger --batch-size or another --lambd"
+    )
+
+
+def _leave_one_out(y: Tensor, labels: Tensor, k: int = 20, temperature: float = 0.07) -> float:
+    similarity, rows = nearest(y, y, min(k + 1, len(y)))
+    itself = rows == torch.arange(len(y)).unsqueeze(1)
+    similarity, order = similarity.masked_fill(itself, -torch.inf).sort(1, descending=True)
+    classes = torch.unique(labels, return_inverse=True)[1]
+    neighbours = nn.functional.one_hot(classes)[rows.gather(1, order)].float()  # (N, K, C)
+    scores = vote(similarity, neighbours, temperature, min(k, len(y) - 1))
+    return float((scores.argmax(1) == classes).float().mean())
+
+
+def _outputs(
+    fabric: "Fabric", model: BarlowTwins, images: Source, preprocess: Preprocess
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Representation and embedding of every image that can be read, on all ranks, and labels."""
+    mine = images.part(range(fabric.global_rank, len(images), fabric.world_size))
+    dtype = next(model.parameters()).dtype
+    found = []
+    for batch, rows in eval_batches(mine, preprocess, 256, device=fabric.device):
+        with fabric.autocast():
+            y = model.encoder(batch.to(dtype))
+            z = model.projector(y)[:, : _EMBEDDINGS[1]]
+        place = rows * fabric.world_size + fabric.global_rank
+        found.append((place, y.float().cpu(), z.float().cpu()))
+    found = from_all_ranks(fabric, found)
+    place, y, z = (torch.cat(parts) for parts in zip(*found, strict=True))
+    order = place.argsort()
+    labels = None if images.labels is None else images.labels[place[order]]
+    return y[order], z[order[: _EMBEDDINGS[0]]], labels

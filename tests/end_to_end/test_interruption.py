@@ -1,0 +1,184 @@
+"""Real processes, killed, signalled and left without room."""
+
+import contextlib
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from barlow.checkpoint import load_checkpoint
+from barlow.run import Run
+
+SETTINGS = {
+    "encoder": "dla34",
+    "encoder_args": {"levels": [0, 0, 1, 1, 1, 1], "channels": [4, 4, 8, 8, 8, 16]},
+    "projector": [16, 16],
+    "image_size": 32,
+    "channels": 1,
+    "views": "digits",
+    "batch_size": 32,
+    "limit": 128,
+    "validation_limit": 64,
+    "epochs": 10,
+    "log_every": 1,
+    "accelerator": "cpu",
+}
+FAULTS = Path(__file__).parents[2] / "benchmarks" / "faults.py"
+
+
+def arguments(folder: Path, name: str, **settings) -> list[str]:
+    recipe = folder / f"{name}.yaml"
+    recipe.write_text(yaml.safe_dump(SETTINGS | settings))
+    options = ["--recipe", str(recipe), "--out", str(folder / name)]
+    return ["-m", "barlow", "pretrain", "mnist5k", *options]
+
+
+def start(command: list[str], **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | environment,
+        start_new_session=True,
+    )
+
+
+def wait_for_step(process: subprocess.Popen, run: Run, step: int) -> None:
+    for _ in range(12_000):
+        if process.poll() is not None:
+            raise AssertionError(process.communicate()[0])
+        rows = run.metrics()
+        if rows and rows[-1]["step"] >= step:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no step {step} within four minutes")
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_checkpoint(run.last_checkpoint)["model"]
+
+
+@pytest.mark.slow
+def test_ten_kills_cost_nothing_but_the_steps_since_a_checkpoint(tmp_path):
+    command = [sys.executable, str(FAULTS), "--kills", "10", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    tally = {n: int(c) for c, n in re.findall(r"^ *(\d+)  (.+)$", done.stdout, re.MULTILINE)}
+    assert tally["kills"] == 10
+    assert tally["runs that end bit-identical"] == tally["runs"] > 0
+    assert tally["half a checkpoint lay there"] > 0
+
+
+@pytest.mark.slow
+def test_a_rank_is_killed_and_torchrun_starts_again_to_the_same_end(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--nproc-per-node", "2", "--max-restarts", "1"]
+    ends = []
+    for name in ("calm", "killed"):
+        run = Run(tmp_path / name)
+        process = start([*torchrun, *arguments(tmp_path, name, save_minutes=0.0)])
+        if name == "killed":
+            wait_for_step(process, run, 6)
+            listed = subprocess.run(
+                ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+            )
+            os.kill(int(listed.stdout.split()[1]), signal.SIGKILL)
+        output = process.communicate()[0]
+        assert process.returncode == 0, output
+        assert ("resuming" in output) == (name == "killed")
+        assert output.count("epoch 10.00/10") == 1, "one rank speaks"
+        ends.append(weights(run))
+    calm, killed = ends
+    for name in calm:
+        # Sums over processes may be taken in another order after a restart.
+        torch.testing.assert_close(killed[name], calm[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_sigterm_saves_and_exits_within_five_seconds(tmp_path, devices):
+    command = [sys.executable, *arguments(tmp_path, "run", devices=devices, epochs=1000)]
+    process, run = start(command), Run(tmp_path / "run")
+    wait_for_step(process, run, 3)
+    before = time.monotonic()
+    os.killpg(process.pid, signal.SIGTERM)
+    output = process.communicate(timeout=120)[0]
+    assert time.monotonic() - before < 5 + 5 * devices  # and the time a process takes to end
+    assert process.returncode == 1
+    assert re.search(r"SIGTERM at step \d+ of 4000: saved; run the same command again", output)
+    assert "Traceback" not in output
+    assert load_checkpoint(run.last_checkpoint)["step"] == run.metrics()[-1]["step"]
+
+
+def test_slurms_warning_queues_the_job_again(tmp_path):
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    scontrol.chmod(scontrol.stat().st_mode | stat.S_IXUSR)
+    path = f"{scontrol.parent}{os.pathsep}{os.environ['PATH']}"
+    command = [sys.executable, *arguments(tmp_path, "run", epochs=1000)]
+    process = start(command, PATH=path, SLURM_JOB_ID="77")
+    wait_for_step(process, Run(tmp_path / "run"), 3)
+    process.send_signal(signal.SIGUSR1)
+    output = process.communicate(timeout=60)[0]
+    assert "SLURM will start this job again" in output
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("may not mount a tmpfs here: " + mounted.stderr.decode().strip())
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def fill(path: Path) -> None:
+    with open(path, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_full_disk_stops_nothing_and_what_waited_is_written_later(tmp_path, small_disk):
+    command = [
+        sys.executable,
+        *arguments(small_disk, "run", save_minutes=0.0, epochs=60, save_every=60),
+    ]
+    process, run = start(command), Run(small_disk / "run")
+    wait_for_step(process, run, 3)
+    filler = small_disk / "filler"
+    fill(filler)
+    size = run.metrics_file.stat().st_size
+    time.sleep(2)  # many steps
+    assert process.poll() is None, "the training goes on"
+    filler.unlink()
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    assert "training goes on and tries again" in output
+    assert "Traceback" not in output
+    assert run.metrics_file.stat().st_size > size
+    assert [row["step"] for row in run.metrics()] == list(range(1, 241)), "no row is lost"
+    assert load_checkpoint(run.last_checkpoint)["step"] == 240
+
+
+def test_a_mistake_on_two_ranks_is_one_line(tmp_path):
+    command = [sys.executable, *arguments(tmp_path, "run", devices=2, limit=16)]
+    process = start(command)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 2, output
+    assert output.count("\n") == 1, output
+    assert "fewer than one batch of 32" in output
+    assert not (tmp_path / "run").exists()
