@@ -82,6 +82,10 @@ def test_an_epoch_fetches_every_row_group_once(
         source.open(i)
     assert sorted(fetched) == list(range(11))  # six groups of the first file, five of the second
     assert len(source.records._kept) == 3
+    fetched.clear()
+    some = source.spread(20)
+    assert [some[i].shape for i in range(len(some))] == [(3, 20, 24)] * 20
+    assert len(set(fetched)) <= 3  # neighbours
 
 
 @pytest.mark.parametrize("n", [1, 10, 20])

@@ -133,6 +133,8 @@ class Source:
         """At most so many images, from everywhere: sources are often sorted by class."""
         if number >= len(self):
             return self
+        if self.far:  # from everywhere would be a block fetched for every image
+            return self.part(range(number))
         return self.part([i * len(self) // number for i in range(number)])
 
     def __repr__(self) -> str:
