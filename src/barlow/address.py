@@ -7,6 +7,9 @@ the hash of (key, position, column): a counter-based generator in the manner of 
 to the bit.
 """
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -116,3 +119,30 @@ def permutation(n: int, key: int) -> Tensor:
         tensor([0, 1, 2, 3, 4])
     """
     return torch.randperm(n, generator=torch.Generator().manual_seed(key))
+
+
+def block_permutation(starts: np.ndarray[Any, Any], n: int, together: int, key: int) -> Tensor:
+    """An order that reads blocks of neighbouring samples a few at a time.
+
+    Args:
+        starts: where each block begins, and where the last one ends.
+        n: how many samples, from the first, are wanted.
+        together: the samples of so many blocks are shuffled among each other.
+        key: from `key`, usually of (seed, epoch).
+
+    Returns:
+        `(n,)` int64 on the CPU: every number below `n` once.
+
+    Example:
+        >>> order = block_permutation(np.array([0, 2, 4, 6, 8]), 8, 2, key=0)
+        >>> order.sort().values.tolist(), len({int(i) // 2 for i in order[:4]})
+        ([0, 1, 2, 3, 4, 5, 6, 7], 2)
+    """
+    blocks = int(np.searchsorted(starts, n))
+    order = permutation(blocks, key).tolist()
+    parts: list[Tensor] = []
+    for first in range(0, blocks, together):
+        window = order[first : first + together]
+        rows = torch.cat([torch.arange(starts[i], min(starts[i + 1], n)) for i in window])
+        parts.append(rows[permutation(len(rows), _mix_int(key + first + 1) >> 1)])
+    return torch.cat(parts)

@@ -1,13 +1,17 @@
 """Every kind of source goes through the command line: looked at, and trained on."""
 
+import csv
 import hashlib
 import io
 import json
 import os
+import re
+import struct
 import subprocess
 import sys
 import tarfile
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -155,10 +159,68 @@ def test_multispectral_arrays_are_trained_on(tmp_path: Path) -> None:
     assert main(pretrain(bands(root), tmp_path / "run", "--channels", "5")) == 0
 
 
+def every_kind(root: Path) -> dict[str, str]:
+    """One image of every kind that can be read, and what cannot: name to reason."""
+    colour = Image.open(io.BytesIO(png(0)))
+    deep = np.random.default_rng(0).integers(0, 65536, (20, 24), dtype=np.uint16)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    colour.save(root / "photo.jpg", exif=turned)
+    colour.save(root / "plain.png")
+    colour.save(root / "new.webp")
+    colour.save(root / "scan.tiff")
+    colour.convert("CMYK").save(root / "print.jpg")
+    colour.convert("L").save(root / "grey.png")
+    colour.convert("RGBA").save(root / "clear.png")
+    colour.convert("P").save(root / "palette.png")
+    colour.convert("1").save(root / "line.png")
+    colour.save(root / "moving.gif", save_all=True, append_images=[colour.rotate(90)])
+    Image.fromarray(deep).save(root / "deep.png")
+    Image.fromarray(deep).save(root / "deep.tif")
+    np.save(root / "array.npy", np.asarray(colour))
+    (root / "empty.png").touch()
+    (root / "text.jpg").write_text("no image")
+    (root / "cut.png").write_bytes(png(1)[:300])
+    # Its header says 20,000 x 20,000, and so does its checksum.
+    head = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    checked = struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    (root / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + checked + png(2)[33:])
+    return {"empty.png": "empty", "text.jpg": "not an image", "bomb.png": "bomb", "cut.png": ""}
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_folder_of_every_kind_is_trained_on_and_what_is_broken_listed(
+    tmp_path: Path, workers: str
+) -> None:
+    root = tmp_path / "source"
+    root.mkdir()
+    broken = every_kind(root)
+    out = tmp_path / "run"
+    line = pretrain(str(root), out, "--workers", workers, "--limit", "17", "--max-broken", "0.3")
+    assert main(line) == 0
+    with (out / "skipped.csv").open(newline="") as file:
+        skipped = {row[0]: row[1] for row in list(csv.reader(file))[1:]}
+    assert skipped.keys() == broken.keys()
+    assert all(reason in skipped[name] for name, reason in broken.items())
+    with (out / "metrics.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) >= 1
+
+
+def test_more_broken_images_than_let_pass_stop_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "source"
+    root.mkdir()
+    every_kind(root)
+    assert main(pretrain(str(root), tmp_path / "run", "--limit", "17")) == 2
+    assert "more than the 5% that are let pass" in capsys.readouterr().err
+
+
 class Hub(BaseHTTPRequestHandler):
     """What the hub answers for one data set, `someone/things`."""
 
     files: dict[str, bytes]
+    downloaded: list[str]  # whole files, not ranges of them
     commit = "0123456789" * 4
 
     def do_HEAD(self) -> None:
@@ -196,8 +258,12 @@ class Hub(BaseHTTPRequestHandler):
         return hashlib.sha1(data).hexdigest()
 
     def send(self, data: bytes, status: int = 200, more: dict[str, str] | None = None) -> None:
-        self.send_response(status)
         heads = {"X-Repo-Commit": self.commit, "ETag": f'"{self.tag(data)}"', **(more or {})}
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            data, status = data[int(asked[1]) : int(asked[2]) + 1], 206
+        elif self.command == "GET" and "/resolve/" in self.path and status == 200:
+            Hub.downloaded.append(self.path)
+        self.send_response(status)
         for name, value in (heads | {"Content-Length": str(len(data))}).items():
             self.send_header(name, value)
         self.end_headers()
@@ -212,6 +278,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub(tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment in which `hf://someone/things` is a data set on this machine."""
     root = Path(parquet(tmp_path / "things"))
+    Hub.downloaded = []
     Hub.files = {str(f.relative_to(root)): f.read_bytes() for f in root.rglob("*.parquet")}
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever)
@@ -237,6 +304,29 @@ def test_a_hub_data_set_is_looked_at_and_trained_on(tmp_path: Path, hub: dict[st
     picture = ["views", "hf://someone/things:test", "--out", str(tmp_path / "v.png"), *SMALL]
     done = command(picture, hub)
     assert done.returncode == 0, done.stderr
+
+
+# A disk that is full, but for what the test writes.
+NO_SPACE = """
+import sys
+import barlow.data.hub
+from barlow.cli import main
+barlow.data.hub._free_bytes = lambda folder: 0
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_hub_data_set_larger_than_the_disk_is_read_where_it_is(
+    tmp_path: Path, hub: dict[str, str]
+) -> None:
+    streamed = [sys.executable, "-c", NO_SPACE]
+    train = pretrain("hf://someone/things", tmp_path / "run", "--workers", "2")
+    picture = ["views", "hf://someone/things:test", "--out", str(tmp_path / "v.png"), *SMALL]
+    for arguments in (train, picture):
+        done = subprocess.run([*streamed, *arguments], env=hub, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+    assert not [path for path in Hub.downloaded if path.endswith(".parquet")]
 
 
 def test_a_hub_data_set_that_is_not_there_is_the_users_mistake(

@@ -39,7 +39,12 @@ def test_brightness_contrast_saturation_are_torchvisions():
     for operation, theirs in enumerate(adjust):
         for factor in (0.0, 0.6, 1.0, 1.4, 2.5):
             ours = planes(images)
-            colour._blend(ours, torch.full((30, 1), operation), torch.full((30, 3), factor))
+            # The operation first, then no change; the hue, which is 0, comes last.
+            order = torch.tensor([operation, *({0, 1, 2} - {operation}), 3]).expand(30, 4)
+            factors = torch.ones(30, 3)
+            factors[:, operation] = factor
+            every = torch.ones(30, dtype=torch.bool)
+            colour.jitter(ours, colour.plan(order, factors, torch.zeros(30, 1), every))
             expected = theirs(images.float() / 255, factor)
             torch.testing.assert_close(unplanes(ours), expected, rtol=0, atol=2e-4)
 
@@ -59,11 +64,12 @@ def test_the_four_changes_apply_in_the_order_drawn():
     images = pictures(48).float() / 255
     order = torch.rand(48, 4, generator=torch.Generator().manual_seed(0)).argsort(1)
     jittered = torch.arange(48) % 6 != 0
-    rank = colour.sort_key(order, jittered).argsort(stable=True)
-    images, order, jittered = images[rank], order[rank], jittered[rank]
     factors, hue = torch.tensor([[1.3, 0.7, 1.2]]).expand(48, 3), torch.full((48, 1), 0.08)
+    changes = colour.plan(order, factors, hue, jittered)
+    rank = changes.ahead.argsort(stable=True)
+    images, order, jittered = images[rank], order[rank], jittered[rank]
     ours = images.transpose(0, 1).flatten(2).contiguous()
-    colour.jitter(ours, factors, hue, order, jittered)
+    colour.jitter(ours, changes.take(rank))
     steps = [TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue]
     strengths = [1.3, 0.7, 1.2, 0.08]
     for i in range(48):
@@ -73,21 +79,29 @@ def test_the_four_changes_apply_in_the_order_drawn():
         torch.testing.assert_close(unplanes(ours)[i], expected, rtol=0, atol=5e-4)
 
 
-def test_greyscale_blur_and_solarise_are_torchvisions():
+def test_greyscale_and_solarise_are_torchvisions():
     images = pictures(20).float() / 255
     every = torch.arange(20)
     ours = planes(pictures(20))
     colour.to_grey(ours, every)
     expected = TF.rgb_to_grayscale(images, 3)
     torch.testing.assert_close(unplanes(ours), expected, rtol=0, atol=2e-4)
-    for sigma in (0.1, 0.7, 2.0):
-        ours = planes(pictures(20))
-        colour.blur(ours, every, torch.full((20, 1), sigma), 16, 8)
-        expected = TF.gaussian_blur(images, [17, 17], [sigma, sigma])
-        torch.testing.assert_close(unplanes(ours), expected, rtol=0, atol=1e-5)
     ours = planes(pictures(20))
     colour.solarise(ours, every, 128 / 255)
     torch.testing.assert_close(unplanes(ours), TF.solarize(images, 128 / 255), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [16, 32, 50, 64])  # less and more than a block, whole ones or not
+@pytest.mark.parametrize("sigma", [0.1, 0.58, 2.0])  # at 0.58 the ends of the kernel fade to 1e-41
+def test_the_blur_is_torchvisions(size, sigma):
+    images, ours = pictures(6, size).float() / 255, planes(pictures(6, size))
+    some = torch.tensor([1, 4, 5])
+    colour.blur(ours, some, torch.full((3, 1), sigma), size, 8)
+    images[some] = TF.gaussian_blur(images[some], [17, 17], [sigma, sigma])
+    torch.testing.assert_close(unplanes(ours, size), images, rtol=0, atol=1e-5)
+    colour.blur(ours, slice(None), torch.full((6, 1), sigma), size, 8)
+    twice = TF.gaussian_blur(images, [17, 17], [sigma, sigma])
+    torch.testing.assert_close(unplanes(ours, size), twice, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [8, 24, 40])
@@ -95,7 +109,7 @@ def test_crops_are_torchvisions_within_rounding(size):
     images = pictures(60, 30)
     position = torch.arange(60)
     boxes = geometry.crop_boxes(ViewSettings(), 3, position, *torch.tensor([30, 30]))
-    (ours,) = geometry.crop_batch(images, [boxes], size)
+    ours = geometry.crop_batch(images, boxes, size).transpose(0, 1)
     for image, (top, left, height, width, mirrored, _), got in zip(
         images, boxes.tolist(), ours, strict=True
     ):

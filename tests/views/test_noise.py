@@ -36,4 +36,4 @@ def test_noise_stays_within_the_range_of_pixels():
     images = torch.randint(0, 2, (20, 1, 28, 28), dtype=torch.uint8) * 255
     for view in TwoViews(28, "digits", in_chans=1, mean=(0,), std=(1,))(images, key=0):
         assert view.min() >= 0
-        assert view.max() <= 1
+        assert view.max() <= 1 + 1e-6  # a crop rounds

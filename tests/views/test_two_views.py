@@ -118,3 +118,12 @@ def test_images_of_the_wrong_kind_are_refused():
         TwoViews(32)(photographs(2, 32, 1))
     with pytest.raises(UserError, match="float32"):
         TwoViews(32)(photographs(2).float())
+
+
+@pytest.mark.parametrize(("size", "preset"), [(32, "small"), (80, "paper"), (50, "microscopy")])
+def test_the_pieces_a_batch_is_worked_on_in_change_no_bit(size, preset, monkeypatch):
+    images, views = photographs(20, size), TwoViews(size, preset)
+    whole = views(images, key=4)
+    for pixels in (size**2, 3 * size**2):
+        monkeypatch.setattr("barlow.views.two_views._CHUNK", pixels)
+        torch.testing.assert_close(views(images, key=4), whole, rtol=0, atol=0)

@@ -124,7 +124,8 @@ def from_pil(image: Image.Image, in_chans: int = 3) -> Tensor:
     """A PIL image, upright, as uint8 (in_chans, H, W); the first frame of an animation."""
     if in_chans not in (1, 3):
         return from_array(_stack_pages(image), in_chans)
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(_ORIENTATION, 1) != 1:  # exif_transpose copies even what is upright
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         return from_array(np.asarray(image), in_chans)
     mode = "L" if in_chans == 1 else "RGB"

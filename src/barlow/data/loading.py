@@ -99,7 +99,7 @@ class Loader:
         Yields:
             Two views, each float (batch_size / world_size, C, S, S), on the device.
         """
-        order = address.permutation(len(self.source), address.key(self.seed, epoch))
+        order = self.source.order(address.key(self.seed, epoch))
         key = address.key(self.seed, epoch, 1)
         positions = self._positions(first_step)
         if self._rows is not None:

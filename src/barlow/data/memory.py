@@ -39,7 +39,7 @@ def load(source: Source, budget: int, view_size: int) -> tuple[Tensor, Tensor] |
         The images, uint8 (N, C, H, W), and for each the row to use, (N,): its own, or the next
         good one's if it is broken. None if they do not fit or differ in size.
     """
-    if len(source) > MOST:
+    if len(source) > MOST or source.far:
         return None
     shape = _common_shape(source, 2 * view_size)
     if shape is None or len(source) * shape.numel() > budget:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from barlow import address
 from barlow.data.decode import Picture, Raw
 from barlow.errors import UserError
 
@@ -31,6 +32,10 @@ class Table:
     labels: np.ndarray[Any, Any] | None = None  # (N,), -1 where unknown
     classes: list[str] | None = None
     fingerprint: str = ""
+    blocks: np.ndarray[Any, Any] | None = None
+    """Where the runs of records begin that are read in one go, and the end; None: one by one."""
+    blocks_together: int = 1
+    """How many of them may be held at a time."""
 
 
 class Source:
@@ -66,6 +71,7 @@ class Source:
         self._ids = table.ids
         labels = table.labels
         self.labels = None if labels is None else torch.as_tensor(labels[: self._len]).long()
+        self._blocks, self._blocks_together = table.blocks, table.blocks_together
         self.fingerprint = hash_of([table.fingerprint, str(self._len), str(in_chans)])
 
     def __len__(self) -> int:
@@ -76,6 +82,21 @@ class Source:
     def ids(self) -> Sequence[str]:
         """A path or row id for every image."""
         return self._ids if len(self._ids) == self._len else self._ids[: self._len]
+
+    def order(self, key: int) -> Tensor:
+        """All images in the order of an epoch, (N,), under a key of `address`.
+
+        Any order where images are read one by one. Where they come in blocks, the blocks take any
+        order and images are shuffled among as many blocks as may be held at a time.
+        """
+        if self._blocks is None:
+            return address.permutation(self._len, key)
+        return address.block_permutation(self._blocks, self._len, self._blocks_together, key)
+
+    @property
+    def far(self) -> bool:
+        """Whether the images come in blocks, from far away."""
+        return self._blocks is not None
 
     def __getitem__(self, index: int) -> Tensor:
         """Image `index` as uint8 (C, H, W); raises BrokenImage if it cannot be read."""
@@ -112,6 +133,8 @@ class Source:
         """At most so many images, from everywhere: sources are often sorted by class."""
         if number >= len(self):
             return self
+        if self.far:  # from everywhere would be a block fetched for every image
+            return self.part(range(number))
         return self.part([i * len(self) // number for i in range(number)])
 
     def __repr__(self) -> str:

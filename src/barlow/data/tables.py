@@ -13,7 +13,7 @@ from barlow.data.splits import NAMES, Choose
 from barlow.errors import UserError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 _LABELS = ("label", "labels", "fine_label", "class", "target")
 
@@ -31,13 +31,13 @@ class Column:
 
     def __getitem__(self, index: int) -> Raw:
         """The image of one row, undecoded."""
-        return _raw(self._dataset[int(index)][self._column])
+        return raw_of(self._dataset[int(index)][self._column])
 
     def __iter__(self) -> Iterator[Raw]:
         """All rows in order, several at a time."""
         # Row by row, most of the time goes into finding the row.
         for rows in self._dataset.iter(batch_size=1000):
-            yield from map(_raw, rows[self._column])
+            yield from map(raw_of, rows[self._column])
 
 
 def open_parquet(path: Path, choose: Choose) -> Table:
@@ -81,7 +81,7 @@ def table_of(dataset: "Dataset", name: str, split: str) -> Table:
     """A data set's image column, labels and fingerprint."""
     from datasets import ClassLabel, Image
 
-    column = _image_column(dataset, name)
+    column = image_column(dataset.features, name)
     dataset = dataset.cast_column(column, Image(decode=False))
     labels, classes = None, None
     label = next((c for c in _label_columns(dataset) if c != column), None)
@@ -104,18 +104,19 @@ def name_of_content(dataset: "Dataset") -> str:
     return hash_of([repr(dataset[row]) for row in rows])
 
 
-def _image_column(dataset: "Dataset", name: str) -> str:
+def image_column(features: "Features", name: str) -> str:
+    """The column that holds images."""
     from datasets import Image, Value
 
-    for column, feature in dataset.features.items():
+    for column, feature in features.items():
         if isinstance(feature, Image):
             return str(column)
-    for column, feature in dataset.features.items():
+    for column, feature in features.items():
         if isinstance(feature, dict) and {"bytes", "path"} <= set(feature):
             return str(column)
         if isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"):
             return str(column)
-    found = ", ".join(f"{c} ({_kind(f)})" for c, f in dataset.features.items())
+    found = ", ".join(f"{c} ({_kind(f)})" for c, f in features.items())
     raise UserError(f"{name} has no column of images (bytes or an Image); found: {found}")
 
 
@@ -130,7 +131,8 @@ def _kind(feature: Any) -> str:
     return str(getattr(feature, "dtype", type(feature).__name__))
 
 
-def _raw(value: Any) -> Raw:
+def raw_of(value: Any) -> Raw:
+    """What an image column holds: bytes, a path, or both in a dictionary."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     return b"" if value is None else value

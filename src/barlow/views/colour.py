@@ -4,6 +4,9 @@ Everything here works in place on planes: `(C, N, P)` float32 in 0 to 1, where P
 a view. A channel of the whole batch is then one contiguous block, and a run of samples a slice.
 """
 
+from bisect import bisect_left
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,10 +16,18 @@ from barlow.views.settings import ViewSettings
 
 _GREY = (0.2989, 0.587, 0.114)  # ITU-R 601, torchvision's digits
 _TINY = 1e-12  # a grey pixel has no hue and needs none
+_CONTRAST, _SATURATION, _HUE = 1, 2, 3  # 0 is brightness
+_FAINT = 1e-9  # a weight that no float32 pixel shows; below 1e-38 each costs a hundred products
+_BLOCK = 32  # pixels of a row or column that one product blurs
+
+Some = Tensor | slice
+"""Samples of a batch: `(n,)` indices, or a run of them, which costs no gathering."""
 
 
 def grey(planes: Tensor) -> Tensor:
-    """The luma of RGB planes: `(3, N, P)` to `(N, P)`."""
+    """The luma of RGB planes: `(3, N, P)` to `(N, P)`; one channel is its own luma."""
+    if len(planes) == 1:
+        return planes[0].clone()
     red, green, blue = planes
     luma: Tensor = red * _GREY[0]
     return luma.add_(green, alpha=_GREY[1]).add_(blue, alpha=_GREY[2])
@@ -27,8 +38,8 @@ def shift_hue(planes: Tensor, shift: Tensor) -> None:
 
     A turn of the hue keeps the largest and the smallest channel of a pixel, so it needs the hue
     `h` alone, in sixths of the circle with red at 0. Its distance from red, times the chroma,
-    comes to `max(g, b) + min(g, b) + largest - r - 2 * smallest` in all six sectors, its side is
-    the sign of `g - b`, and a channel whose own colour is at `h0` becomes
+    comes to `g + b - r + largest - 2 * smallest` in all six sectors, its side is the sign of
+    `g - b`, and a channel whose own colour is at `h0` becomes
     `largest - chroma * clamp(distance(h, h0) - 1, 0, 1)`. There is no comparison in it: `where`
     and boolean masks cost torch more on the CPU than ten of these steps.
 
@@ -39,105 +50,137 @@ def shift_hue(planes: Tensor, shift: Tensor) -> None:
     red, green, blue = planes
     upper, lower = torch.maximum(green, blue), torch.minimum(green, blue)
     largest, smallest = torch.maximum(upper, red), torch.minimum(lower, red)
-    hue = upper.add_(lower).add_(largest).sub_(red).sub_(smallest, alpha=2)
+    chroma = torch.sub(largest, smallest, out=upper)
+    base, top = smallest.sub_(chroma), largest.add_(chroma)
     side = torch.sub(green, blue, out=lower)
-    chroma = largest.sub_(smallest)
+    hue = green.add_(blue).sub_(red).sub_(base)
     hue.div_(torch.clamp(chroma, min=_TINY, out=red)).copysign_(side).add_(shift * 6)
     turns = torch.mul(hue, 1 / 6, out=side).round_()
     hue.sub_(turns, alpha=6)  # -3 to 3
-    base = smallest.sub_(chroma)
-    # |distance - 3| unrolls the circle: from 3 on, the way back is shorter. Then
-    # largest - chroma * clamp(distance - 1, 0, 1) = base + chroma * clamp(3 - distance, 1, 2).
-    for plane, colour in ((red, 0), (green, 2), (blue, -2)):
-        near = torch.sub(hue, colour, out=turns).abs_().sub_(3).abs_().clamp_(1, 2)
-        torch.addcmul(base, chroma, near, out=plane)
+    # On that range clamp(3 - distance, 1, 2) is clamp(|h + 1|, 1, 2) for green, whose h0 is 2,
+    # and clamp(|h - 1|, 1, 2) for blue, at -2; red's distance is |h| itself.
+    torch.abs(hue, out=red).clamp_(1, 2)
+    torch.addcmul(top, chroma, red, value=-1, out=red)
+    torch.sub(hue, 1, out=blue).abs_().clamp_(1, 2)
+    torch.addcmul(base, chroma, blue, out=blue)
+    hue.add_(1).abs_().clamp_(1, 2)
+    torch.addcmul(base, chroma, hue, out=green)
 
 
-def _blend(planes: Tensor, operation: Tensor, factors: Tensor) -> None:
-    """One of brightness (0), contrast (1) and saturation (2) per sample, in place.
+class Jitter(NamedTuple):
+    """The colour changes of every sample: blends before the hue, the hue, blends after it."""
 
-    Each is a blend of the image with something: black, its mean luma, its luma. So all three are
-    `factor * x + pixel * luma + level`, with a share of the luma and a level for each sample.
+    ahead: Tensor
+    """`(N,)` how many of the three blends come before the hue; -1 is no change at all."""
+    kinds: Tensor
+    """`(N, 3)` which blend comes first, second and third."""
+    blends: Tensor
+    """`(N, 3, 3)`: for each of the three in turn the share of the image, of its luma and of its
+    mean luma."""
+    hue: Tensor
+    """`(N, 1)` share of the circle."""
 
-    Args:
-        planes: `(C, N, P)`; with one channel the image is its own luma.
-        operation: `(N, 1)`.
-        factors: `(N, 3)`, by operation.
-    """
-    luma = grey(planes) if len(planes) == 3 else planes[0].clone()  # (N, P)
-    factor = factors.gather(1, operation)  # (N, 1)
-    rest = 1 - factor
-    level = luma.mean(1, keepdim=True) * rest * (operation == 1)
-    torch.addcmul(level, luma, rest * (operation == 2), out=luma)
-    torch.addcmul(luma, planes, factor, out=planes).clamp_(0, 1)
+    def take(self, some: Tensor | slice) -> "Jitter":
+        """Those of some samples."""
+        return Jitter(*(part[some] for part in self))
 
 
-def jitter_parameters(settings: ViewSettings, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def draw_jitter(settings: ViewSettings, draws: Tensor) -> Jitter:
     """Draw the colour changes as torchvision's `ColorJitter` does.
 
     Args:
         settings: the view's distribution.
-        draws: `(N, 8)` uniform numbers: four strengths, four whose ranks are the order.
+        draws: `(N, 9)` uniform numbers: whether, four strengths, four whose ranks are the order.
 
     Returns:
-        Factors of brightness, contrast and saturation `(N, 3)`; shift of the hue `(N, 1)`; the
-        order of the four operations `(N, 4)`, 3 being the hue.
+        What `jitter` applies.
     """
     strength = torch.tensor([settings.brightness, settings.contrast, settings.saturation])
     low = (1 - strength).clamp(min=0)
-    factors = low + (1 + strength - low) * draws[:, :3]
-    hue = (2 * draws[:, 3:4] - 1) * settings.hue
-    return factors, hue, draws[:, 4:8].argsort(1)
+    factors = low + (1 + strength - low) * draws[:, 1:4]
+    hue = (2 * draws[:, 4:5] - 1) * settings.hue
+    return plan(draws[:, 5:9].argsort(1), factors, hue, draws[:, 0] < settings.jitter)
 
 
-def jitter(planes: Tensor, factors: Tensor, hue: Tensor, order: Tensor, jittered: Tensor) -> None:
+def plan(order: Tensor, factors: Tensor, hue: Tensor, jittered: Tensor) -> Jitter:
+    """Colour changes of known strength and order.
+
+    Brightness, contrast and saturation are each a blend of the image with something: black, its
+    mean luma, its luma. So all three are `factor * x + share * luma + share * mean luma`.
+
+    Args:
+        order: `(N, 4)` the four changes in turn; 0 is brightness, 1 contrast, 2 saturation, 3 hue.
+        factors: `(N, 3)` of the first three.
+        hue: `(N, 1)`.
+        jittered: `(N,)` bool.
+    """
+    kinds = order[order != _HUE].view(-1, 3)
+    factor = factors.gather(1, kinds)  # (N, 3), in the order of the blends
+    shares = [factor, (1 - factor) * (kinds == _SATURATION), (1 - factor) * (kinds == _CONTRAST)]
+    ahead = torch.where(jittered, (order == _HUE).int().argmax(1), -1)
+    return Jitter(ahead, kinds, torch.stack(shares, 2), hue)
+
+
+def jitter(planes: Tensor, changes: Jitter) -> None:
     """Brightness, contrast, saturation and hue, every sample in its own order, in place.
 
     The hue is the dear one, so it is done once for the whole batch: before it come the blends
-    that precede it, after it the rest. The caller has the samples sorted by `sort_key`, so each of
-    these steps takes one slice.
+    that precede it, after it the rest. The samples are sorted by `ahead`, so each of these steps
+    takes one slice.
 
     Args:
-        planes: `(C, N, P)`, C being 1 or 3, sorted.
-        factors: `(N, 3)`.
-        hue: `(N, 1)`.
-        order: `(N, 4)`.
-        jittered: `(N,)` bool; the others come first and stay as they are.
+        planes: `(C, N, P)`, C being 1 or 3.
+        changes: of these samples, `ahead` rising.
     """
-    device = planes.device
-    ahead = sort_key(order, jittered)  # how many blends come before the hue
-    counts = torch.bincount(ahead + 1, minlength=5).cumsum(0).tolist()
-    n = len(ahead)
-    blends = order[order != 3].view(n, 3, 1).to(device)
-    ahead = ahead.clamp(min=0)[:, None, None].to(device)
-    factors, hue = factors.to(device), hue.to(device)
-    start = counts[0]
+    ahead = changes.ahead.tolist()
+    start, n = bisect_left(ahead, 0), len(ahead)
     for k in range(3):  # the k-th blend of those who have more than k before the hue
-        if (some := slice(counts[k + 1], n)).start < n:
-            _blend(planes[:, some], blends[some, k], factors[some])
+        _blend(planes, changes, k, slice(bisect_left(ahead, k + 1), n))
     if len(planes) == 3 and start < n:
-        shift_hue(planes[:, start:], hue[start:])
+        shift_hue(planes[:, start:], changes.hue[start:])
     for k in range(3):  # and of those who have not
-        if (some := slice(start, counts[k + 1])).stop > start:
-            _blend(planes[:, some], blends[some, k], factors[some])
+        _blend(planes, changes, k, slice(start, bisect_left(ahead, k + 1)))
 
 
-def sort_key(order: Tensor, jittered: Tensor) -> Tensor:
-    """The number of blends before the hue, `(N,)`; -1 for a sample without colour changes."""
-    return torch.where(jittered, (order == 3).int().argmax(1), -1)
+def _blend(planes: Tensor, changes: Jitter, k: int, some: slice) -> None:
+    """The k-th blend of some samples, in place; what none of them needs is not computed."""
+    if some.start >= some.stop:
+        return
+    kinds = changes.kinds[some, k].tolist()
+    image, luma, mean = changes.blends[some, k].T[..., None]  # (n, 1) each
+    planes = planes[:, some]
+    rest = None
+    if _CONTRAST in kinds:
+        rest = grey(planes.mean(2, keepdim=True)).mul_(mean)  # (n, 1)
+    if _SATURATION in kinds:
+        with_luma = grey(planes).mul_(luma)  # (n, P)
+        rest = with_luma if rest is None else with_luma.add_(rest)
+    planes.mul_(image)
+    if rest is not None:
+        planes.add_(rest)
+    planes.clamp_(0, 1)
 
 
-def to_grey(planes: Tensor, some: Tensor) -> None:
-    """Replace the three channels of samples `some`, `(n,)` indices, with their luma, in place."""
-    planes[:, some] = grey(planes[:, some])
+def _of(planes: Tensor, some: Some) -> Tensor:
+    """Those samples' planes: `planes[:, some]`, which gathers rows several times as slowly."""
+    return planes[:, some] if isinstance(some, slice) else planes.index_select(1, some)
 
 
-def blur(planes: Tensor, some: Tensor, sigma: Tensor, size: int, reach: int) -> None:
+def to_grey(planes: Tensor, some: Some) -> None:
+    """Replace the three channels of samples `some` with their luma, in place."""
+    planes[:, some] = grey(_of(planes, some))
+
+
+def blur(planes: Tensor, some: Some, sigma: Tensor, size: int, reach: int) -> None:
     """Gaussian blur of samples `some`, in place; reflected at the border, as torchvision.
+
+    Blurring a block of pixels is a product with the band matrix of the kernel: torch's matrix
+    products run near the speed of the machine, its convolutions with a kernel per sample far
+    from it.
 
     Args:
         planes: `(C, N, P)`.
-        some: `(n,)` indices.
+        some: which samples.
         sigma: `(n, 1)` pixels.
         size: pixels of each side, P being its square.
         reach: pixels from the kernel's middle to its end.
@@ -145,19 +188,30 @@ def blur(planes: Tensor, some: Tensor, sigma: Tensor, size: int, reach: int) -> 
     reach = min(reach, size - 1)
     offset = torch.arange(-reach, reach + 1, device=planes.device)
     kernel = (-0.5 * (offset / sigma) ** 2).exp()
+    kernel *= kernel > _FAINT
     kernel /= kernel.sum(1, keepdim=True)  # (n, k)
-    c, n = len(planes), len(some)
-    x = planes[:, some].reshape(1, c * n, size, size)
-    kernel = kernel.repeat(c, 1)
-    x = F.pad(x, (reach, reach, reach, reach), mode="reflect")
-    x = F.conv2d(x, kernel[:, None, None, :], groups=c * n)
-    x = F.conv2d(x, kernel[:, None, :, None], groups=c * n)
-    planes[:, some] = x.view(c, n, size * size)
+    block = min(size, _BLOCK)
+    over = -size % block  # pixels that fill the last block
+    window = block + 2 * reach
+    # A kernel followed by `block` zeros, written `block` times and read in lines one shorter,
+    # moves one to the right from line to line.
+    band = F.pad(kernel, (0, block))[:, None].expand(-1, block, -1).flatten(1)
+    band = band[:, : block * window].reshape(-1, block, window)  # one for each sample
+    for plane in planes:  # one channel of a photograph at a time stays in the cache
+        x = _of(plane[None], some).view(-1, size, size)
+        x = F.pad(x, (0, 0, reach, reach), mode="reflect")
+        x = F.pad(x, (0, 0, 0, over)) if over else x
+        x = band[:, None] @ x.unfold(1, window, block).mT  # (n, blocks, block, S)
+        x = x.flatten(1, 2)[:, :size]
+        x = F.pad(x, (reach, reach), mode="reflect")
+        x = F.pad(x, (0, over)) if over else x
+        x = x.unfold(2, window, block).flatten(1, 2) @ band.mT  # (n, S * blocks, block)
+        plane[some] = x.view(-1, size, size + over)[..., :size].flatten(1)
 
 
-def solarise(planes: Tensor, some: Tensor, threshold: float) -> None:
+def solarise(planes: Tensor, some: Some, threshold: float) -> None:
     """Invert the pixels at or above the threshold in samples `some`, in place."""
-    x = planes[:, some]
+    x = _of(planes, some)
     planes[:, some] = x.lerp(1 - x, torch.ge(x, threshold, out=torch.empty_like(x)))
 
 

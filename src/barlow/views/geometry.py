@@ -71,32 +71,36 @@ def crop_one(image: Tensor, box: Tensor, size: int) -> Tensor:
     return part.flip(turned) if turned else part
 
 
-def crop_batch(images: Tensor, boxes: Sequence[Tensor], size: int) -> list[Tensor]:
-    """Crop, resize and flip a batch of small images, several views of it at once.
+def crop_batch(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Crop, resize and flip a batch of small images.
 
     A resize along one axis is a product with a matrix of interpolation weights, the crop and
-    the flip are in the weights, so a view is two batched matrix products.
+    the flip are in the weights, so this is two batched matrix products.
 
     Args:
         images: `(N, C, H, W)` uint8.
-        boxes: for each view, `(N, 6)` from `crop_boxes`.
+        boxes: `(N, 6)` from `crop_boxes`.
         size: pixels of each side of the result.
 
     Returns:
-        For each view `(N, C, size, size)` float32 in 0 to 1; in memory, channels come first.
+        `(C, N, size, size)` float32 in 0 to 1.
     """
     n, c, height, width = images.shape
-    planes = images.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format)
-    views = []
-    for view in boxes:
-        box = view.to(images.device)
-        rows = _weights(box[:, 0], box[:, 2], box[:, 5], height, size).div_(255)  # (N, size, H)
-        columns = _weights(box[:, 1], box[:, 3], box[:, 4], width, size).mT  # (N, W, size)
-        out = planes.new_empty(c, n, size, size)
-        for channel in range(c):
-            torch.bmm(rows, planes[channel] @ columns, out=out[channel])
-        views.append(out.transpose(0, 1))
-    return views
+    boxes = boxes.to(images.device)
+    rows = _weights(boxes[:, 0], boxes[:, 2], boxes[:, 5], height, size, 1 / 255).mT
+    columns = _weights(boxes[:, 1], boxes[:, 3], boxes[:, 4], width, size)  # (N, W, size)
+    planes = images.to(torch.float32, memory_format=torch.contiguous_format)
+    half = planes.view(n, c * height, width) @ columns
+    half = half.view(n, c, height, size)
+    out = half.new_empty(c, n, size, size)
+    for channel in range(c):
+        torch.bmm(rows, half[:, channel], out=out[channel])
+    return out
+
+
+def small(images: Tensor | Sequence[Tensor], size: int) -> bool:
+    """Whether `crop_batch` is the way to crop these images: a batch of up to 64 pixels."""
+    return isinstance(images, Tensor) and max(*images.shape[-2:], size) <= _BATCHED_UP_TO
 
 
 def crop(images: Tensor | Sequence[Tensor], boxes: Sequence[Tensor], size: int) -> list[Tensor]:
@@ -111,32 +115,36 @@ def crop(images: Tensor | Sequence[Tensor], boxes: Sequence[Tensor], size: int) 
         For each view `(N, C, size, size)`: float32 in 0 to 1 where the images are a batch of
         small ones (up to 64 pixels), uint8 otherwise.
     """
-    if isinstance(images, Tensor) and max(*images.shape[-2:], size) <= _BATCHED_UP_TO:
-        return crop_batch(images, boxes, size)
+    if isinstance(images, Tensor) and small(images, size):
+        return [crop_batch(images, box, size).transpose(0, 1) for box in boxes]
     return [
         torch.stack([crop_one(image, one, size) for image, one in zip(images, box, strict=True)])
         for box in boxes
     ]
 
 
-def _weights(start: Tensor, length: Tensor, flipped: Tensor, source: int, size: int) -> Tensor:
-    """Antialiased bilinear weights from `source` pixels to `size`: `(N, size, source)`.
+def _weights(
+    start: Tensor, length: Tensor, flipped: Tensor, source: int, size: int, total: float = 1.0
+) -> Tensor:
+    """Antialiased bilinear weights from `source` pixels to `size`: `(N, source, size)`.
 
     The triangle filter of PIL and of torch's `antialias=True`: as wide as the shrinking factor,
-    never narrower than a pixel, cut off at the crop's edge and normalised.
+    never narrower than a pixel, cut off at the crop's edge and normalised to `total`.
     """
     device = start.device
     factor = (length / size)[:, None]  # (N, 1)
     out = torch.arange(size, device=device)
     out = torch.where(flipped[:, None] != 0, size - 1 - out, out)  # (N, size)
-    centre = (out + 0.5) * factor + (start[:, None] - 0.5)  # in pixels of the source
-    pixel = torch.arange(source, device=device, dtype=torch.float32)
-    narrow = 1 / factor.clamp(min=1)[:, :, None]
-    distance = torch.addcmul(-centre[:, :, None] * narrow, pixel, narrow).abs_()
-    weights = torch.rsub(distance, 1).clamp_(min=0)  # (N, size, source)
-    inside = (pixel >= start[:, None]) & (pixel < (start + length)[:, None])  # (N, source)
-    weights *= inside[:, None]
-    return weights.div_(weights.sum(2, keepdim=True))
+    first, last = start[:, None], (start + length - 1)[:, None]
+    centre = (out + 0.5) * factor + (first - 0.5)  # in pixels of the source
+    pixel = torch.arange(source, device=device, dtype=torch.float32)[:, None]
+    if source <= size:  # nothing shrinks: past the last pixel's middle it is that pixel alone
+        distance = (pixel - centre.clamp(first, last)[:, None]).abs_()  # (N, source, size)
+        return torch.rsub(distance, total, alpha=total).clamp_(min=0)
+    distance = (pixel - centre[:, None]).mul_(1 / factor.clamp(min=1)[:, None]).abs_()
+    weights = torch.rsub(distance, 1).clamp_(min=0)
+    weights *= (pixel >= first[:, None]) & (pixel <= last[:, None])
+    return weights.div_(weights.sum(1, keepdim=True).div_(total))
 
 
 def turn(images: Tensor, settings: ViewSettings, draws: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The module that turns a batch of images into two batches of views."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,10 @@ from barlow.views import colour, geometry
 from barlow.views.settings import ViewSettings, view_settings
 
 _CROP, _PIXELS, _NOISE = range(3)  # streams of random numbers, one key each
-_CHUNK = 2**17  # pixels a thread works on at a time: their planes of floats stay in its cache
+_CHUNK = 100_000  # pixels a thread works on at a time: their planes of floats stay in its cache
+
+Cut = Callable[[int, Tensor], Tensor]
+"""Crops of a view's samples by number: floats 0 to 1, `(C, n, S, S)`, memory of their own."""
 
 
 class TwoViews(nn.Module):
@@ -71,6 +74,7 @@ class TwoViews(nn.Module):
         self.image_size = image_size
         self.in_chans = in_chans
         self.settings = view_settings(preset, view1, view2)
+        self._scale = [1 / channel for channel in std]
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
@@ -94,7 +98,15 @@ class TwoViews(nn.Module):
             key = int(torch.randint(2**63 - 1, ()))
         if position is None:
             position = torch.arange(len(images))
-        return self.finish(*self.crop(images, key, position), key, position)
+        if not geometry.small(images, self.image_size):
+            return self.finish(*self.crop(images, key, position), key, position)
+        boxes = self._boxes(images, key, position)
+
+        def cut(view: int, rows: Tensor) -> Tensor:
+            some = images.index_select(0, rows.to(images.device))
+            return geometry.crop_batch(some, boxes[view][rows], self.image_size)
+
+        return self._both(cut, key, position, images.device)
 
     def crop(
         self, images: Tensor | Sequence[Tensor], key: int, position: Tensor
@@ -113,6 +125,10 @@ class TwoViews(nn.Module):
         Raises:
             UserError: images of another type or number of channels.
         """
+        crops1, crops2 = geometry.crop(images, self._boxes(images, key, position), self.image_size)
+        return crops1, crops2
+
+    def _boxes(self, images: Tensor | Sequence[Tensor], key: int, position: Tensor) -> list[Tensor]:
         for image in images[:1] if isinstance(images, Tensor) else images:
             if image.dtype != torch.uint8 or image.shape[:-2] != (self.in_chans,):
                 raise UserError(
@@ -124,14 +140,12 @@ class TwoViews(nn.Module):
         else:
             sizes = torch.tensor([image.shape[-2:] for image in images]).view(-1, 2)  # (N, 2)
         position = position.cpu()
-        boxes = [
+        return [
             geometry.crop_boxes(
                 settings, address.key(key, view, _CROP), position, sizes[:, 0], sizes[:, 1]
             )
             for view, settings in enumerate(self.settings)
         ]
-        crops1, crops2 = geometry.crop(images, boxes, self.image_size)
-        return crops1, crops2
 
     def finish(
         self, crops1: Tensor, crops2: Tensor, key: int, position: Tensor
@@ -147,78 +161,95 @@ class TwoViews(nn.Module):
         Returns:
             Two batches `(N, C, image_size, image_size)` float32, normalised, channels last.
         """
-        position = position.cpu()
-        view1 = self._finish(0, crops1, key, position)
-        return view1, self._finish(1, crops2, key, position)
+        crops = (crops1, crops2)
 
-    def _finish(self, view: int, crops: Tensor, key: int, position: Tensor) -> Tensor:
-        settings = self.settings[view]
-        n, _, size, _ = crops.shape
-        out = torch.empty(crops.shape, device=crops.device, memory_format=torch.channels_last)
+        def cut(view: int, rows: Tensor) -> Tensor:
+            some = crops[view].index_select(0, rows.to(crops1.device)).transpose(0, 1)
+            planes = some.to(torch.float32, memory_format=torch.contiguous_format)
+            return planes.div_(255) if some.dtype == torch.uint8 else planes
+
+        return self._both(cut, key, position, crops1.device)
+
+    def _both(
+        self, cut: Cut, key: int, position: Tensor, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        n, c, size = len(position), self.in_chans, self.image_size
+        views = torch.empty(2, n, size, size, c, device=device)
+        for view, out in enumerate(views):
+            self._finish(view, cut, key, position.cpu(), out.view(n, size * size, c))
+        view1, view2 = views.permute(0, 1, 4, 2, 3)
+        return view1, view2
+
+    def _finish(self, view: int, cut: Cut, key: int, position: Tensor, out: Tensor) -> None:
+        """Fill `(N, P, C)`, which is channels last, with one view."""
+        settings, device = self.settings[view], out.device
+        n, c, size = len(position), self.in_chans, self.image_size
         draws = address.uniform(address.key(key, view, _PIXELS), position, 20)
+        order, changes = torch.arange(n), None
+        if settings.jitter > 0 and c in (1, 3):
+            changes = colour.draw_jitter(settings, draws[:, :9])
+            order = changes.ahead.argsort(stable=True)  # as `colour.jitter` wants them
+            changes = changes.take(order)
+            changes = changes._replace(blends=changes.blends.to(device), hue=changes.hue.to(device))
+        draws, position = draws[order], position[order]
         noise_key = address.key(key, view, _NOISE)
         step = n
-        if crops.device.type == "cpu":
+        if device.type == "cpu":
             step = max(1, _CHUNK * torch.get_num_threads() // size**2)
-        for part in (slice(i, i + step) for i in range(0, n, step)):
-            self._finish_part(
-                settings, crops[part], draws[part], noise_key, position[part], out[part]
-            )
-        return out
+        for part in (slice(start, start + step) for start in range(0, n, step)):
+            rows = order[part]
+            planes = cut(view, rows)
+            if settings.turns:
+                images = geometry.turn(planes.transpose(0, 1), settings, draws[part, 15:20])
+                planes = images.transpose(0, 1).contiguous()
+            planes = planes.view(c, len(rows), size * size)
+            if changes is not None:
+                colour.jitter(planes, changes.take(part))
+            self._change(settings, planes, draws[part], noise_key, position[part])
+            self._normalise(planes, rows, out)
 
-    def _finish_part(
+    def _change(
         self,
         settings: ViewSettings,
-        crops: Tensor,
+        planes: Tensor,
         draws: Tensor,
         noise_key: int,
         position: Tensor,
-        out: Tensor,
     ) -> None:
-        """Fill `out` with the finished views of `crops`, both `(n, C, S, S)`."""
-        c, size = crops.shape[1:3]
-        device = crops.device
-        coloured = settings.jitter > 0 and c in (1, 3)
-        jittered = draws[:, 0] < settings.jitter
-        factors, hue, order = colour.jitter_parameters(settings, draws[:, 1:9])
-        # Sorted by where the hue comes, every colour step below takes one slice of the batch.
-        rank = colour.sort_key(order, jittered).argsort(stable=True) if coloured else None
-        x = crops.transpose(0, 1)  # (C, n, S, S), as the batched crop has it in memory
-        if rank is not None:
-            draws, position = draws[rank], position[rank]
-            jittered, factors, hue, order = jittered[rank], factors[rank], hue[rank], order[rank]
-            x = x.index_select(1, rank.to(device))
-        x = x.float().div_(255) if x.dtype == torch.uint8 else x
-        if settings.turns:
-            x = geometry.turn(x.transpose(0, 1), settings, draws[:, 15:20]).transpose(0, 1)
-        planes = x.reshape(c, -1, size * size)  # (C, n, P)
-        if planes.data_ptr() == crops.data_ptr():
-            planes = planes.clone()  # everything below works in place
+        """What follows the colour changes, in place on `(C, n, P)`."""
+        device = planes.device
 
         def drawn(column: int, probability: float) -> Tensor:
+            if not probability:
+                return draws.new_empty(0, dtype=torch.int64)
             return (draws[:, column] < probability).nonzero()[:, 0]
+
+        def place(some: Tensor) -> colour.Some:
+            return slice(None) if len(some) == len(draws) else some.to(device)
 
         def between(some: Tensor, column: int, span: tuple[float, float]) -> Tensor:
             return (span[0] + (span[1] - span[0]) * draws[some, column])[:, None].to(device)
 
-        if coloured:
-            colour.jitter(planes, factors, hue, order, jittered)
-        if c == 3 and len(some := drawn(9, settings.greyscale)):
-            colour.to_grey(planes, some.to(device))
+        if len(planes) == 3 and len(some := drawn(9, settings.greyscale)):
+            colour.to_grey(planes, place(some))
         if len(some := drawn(10, settings.blur)):
             sigma = between(some, 11, settings.blur_sigma)
             reach = int(4 * settings.blur_sigma[1] + 0.999)
-            colour.blur(planes, some.to(device), sigma, size, reach)
+            colour.blur(planes, place(some), sigma, self.image_size, reach)
         if len(some := drawn(12, settings.solarise)):
-            colour.solarise(planes, some.to(device), settings.solarise_threshold)
+            colour.solarise(planes, place(some), settings.solarise_threshold)
         if len(some := drawn(13, settings.noise)):
             std = between(some, 14, settings.noise_std)
             colour.add_noise(planes, some.to(device), std, noise_key, position[some])
-        torch.addcmul(-self.mean / self.std, planes, 1 / self.std, out=planes)
-        rows = out.permute(0, 2, 3, 1).view(-1, size * size, c)  # channels last in memory
-        if rank is None:
-            rows.copy_(planes.permute(1, 2, 0))
-        else:
-            back = torch.empty_like(rank).scatter_(0, rank, torch.arange(len(rank)))
-            sorted_rows = planes.permute(1, 2, 0).contiguous()
-            torch.index_select(sorted_rows, 0, back.to(device), out=rows)
+
+    def _normalise(self, planes: Tensor, rows: Tensor, out: Tensor) -> None:
+        """Write `(C, n, P)` where it belongs in `(N, P, C)`, which is channels last."""
+        alone = len(rows) == 1
+        place = out[rows[0]][None] if alone else out.new_empty(len(rows), *out.shape[1:])
+        shift = (-self.mean / self.std).flatten()
+        # Into every C-th place of the memory: dearer than in one line, cheaper than moving twice.
+        for channel, plane in enumerate(planes):
+            scale = self._scale[channel]
+            torch.add(shift[channel], plane, alpha=scale, out=place[:, :, channel])
+        if not alone:
+            out.index_copy_(0, rows.to(out.device), place)
