@@ -123,28 +123,6 @@ def extract(encoder: nn.Module, source: Source, batch_size: int = 256) -> tuple[
     return x, indices
 
 
-def pixels_of(
-    source: Source, rows: Tensor, preprocess: Preprocess, batch_size: int = 256
-) -> tuple[Tensor, Tensor]:
-    """The baseline that knows nothing: raw pixels, at most 32 by 32, as features.
-
-    Args:
-        source: the images.
-        rows: which of them, int64.
-        preprocess: of the encoder that is compared with.
-        batch_size: images at a time.
-
-    Returns:
-        As `features_of`: `(M, C * S * S)` float32 and `(M,)`.
-    """
-    size = min(32, preprocess.image_size)
-    found = [
-        (nn.functional.adaptive_avg_pool2d(images, size).flatten(1).contiguous(), read)
-        for images, read in eval_batches(part_of(source, rows), preprocess, batch_size)
-    ]
-    return torch.cat([x for x, _ in found]), rows[torch.cat([read for _, read in found])]
-
-
 def part_of(source: Source, rows: Tensor) -> Source:
     """Some images of a source, as a source without labels."""
     if len(rows) == len(source) and bool((rows == torch.arange(len(source))).all()):
