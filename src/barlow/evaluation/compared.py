@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from barlow.data import Preprocess
 from barlow.errors import UserError
+from barlow.evaluation.features import preprocess_of
 
 WITH, WITHOUT = "with pretraining", "without pretraining"
 
@@ -96,17 +97,6 @@ def encoder_at(place: str | Path | nn.Module) -> nn.Module:
     from barlow.share import load_encoder
 
     return load_encoder(place)
-
-
-def preprocess_of(encoder: nn.Module) -> Preprocess:
-    """What images go through before an encoder; an error for one that does not say."""
-    preprocess = getattr(encoder, "preprocess", None)
-    if not isinstance(preprocess, Preprocess):
-        raise UserError(
-            f"this {type(encoder).__name__} has no preprocess: load it with barlow.load_encoder, "
-            "or set encoder.preprocess = barlow.data.Preprocess(image_size, mean=..., std=...)"
-        )
-    return preprocess
 
 
 def view_preset(place: str | Path | nn.Module) -> str:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from barlow.errors import TrainingError, UserError
 from barlow.evaluation.classifier import Classifier, refuse_other, save_classifier, scores_of
-from barlow.evaluation.compared import Line, compared, encoder_at, preprocess_of, view_preset
-from barlow.evaluation.features import part_of
+from barlow.evaluation.compared import Line, compared, encoder_at, view_preset
+from barlow.evaluation.features import part_of, preprocess_of
 from barlow.evaluation.metrics import classification, right
 from barlow.evaluation.result import Result, Row, pack
 from barlow.evaluation.subsets import split

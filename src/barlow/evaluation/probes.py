@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from barlow.errors import UserError
-from barlow.evaluation.compared import compared, encoder_at, preprocess_of, view_preset
-from barlow.evaluation.features import cache_folder, features_of
+from barlow.evaluation.compared import compared, encoder_at, view_preset
+from barlow.evaluation.features import cache_folder, features_of, preprocess_of
 from barlow.evaluation.knn import knn_scores
 from barlow.evaluation.labels import AnyKind, Kind
 from barlow.evaluation.linear import LinearClassifier, logistic_probe
