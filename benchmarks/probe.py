@@ -43,7 +43,7 @@ def features(data: str, name: str) -> tuple[Split, Split, float]:
         # Its standard stem is a poor encoder of 32 pixels, but twenty times as fast to run.
         encoder = barlow.create_encoder(name, image_size=32, stem="standard").eval()
         encoder.preprocess = Preprocess(32)
-    task = open_task(data, data)
+    task = open_task(data)
     cache = cache_folder()
     kept = len(list(cache.glob("*"))) if cache.exists() else 0
     start = time.perf_counter()

@@ -10,9 +10,11 @@ import pytest
 import torch
 import torchvision
 import yaml
+from PIL import Image
 
 from barlow.checkpoint import load_checkpoint
 from barlow.cli import COMMANDS
+from barlow.data import open_source
 
 TINY = [
     "--recipe=demo",
@@ -31,6 +33,11 @@ def barlow(*arguments, **options):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         **options,
     )
+
+
+def digits(number):
+    images = open_source("mnist5k", "train", in_chans=1, limit=number)
+    return [Image.fromarray(images[i][0].numpy()) for i in range(number)]
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +120,38 @@ def test_two_processes_print_what_one_would(run, tmp_path):
     assert done.stderr == ""
 
 
+def test_health_is_measured_on_images_without_labels(run, tmp_path):
+    for i, digit in enumerate(digits(30)):
+        digit.save(tmp_path / f"{i:02}.png")
+    done = barlow(
+        *("evaluate", run[0], "--train", tmp_path, "--protocol", "health"),
+        *("--views", 2, "--baseline", "random,pixels", "--no-cache"),
+    )
+    assert done.returncode == 0, done.stderr
+    heading, *lines = done.stdout.splitlines()
+    for name in ("RankMe", "effective rank", "alpha-ReQ", "LiDAR", "uniformity", "alignment"):
+        assert name in heading
+    assert [line[:10].strip() for line in lines] == ["without pr", "raw pixels", "with pretr"]
+
+
+@pytest.mark.parametrize(
+    ("label", "number"), [("{0}", "top-1"), ("a{0}|b{1}", "mAP"), ("{0}.5", "R2")]
+)
+def test_labels_beside_a_folder_are_classes_tags_or_numbers(run, tmp_path, label, number):
+    (tmp_path / "photos").mkdir()
+    for i, digit in enumerate(digits(60)):
+        digit.save(tmp_path / "photos" / f"{i:02}.png")
+    told = [f"{i:02}.png,{label.format(i % 3, i % 2)}" for i in range(60)]
+    for name, lines in (("train", told[:40]), ("test", told[40:])):
+        (tmp_path / f"{name}.csv").write_text("\n".join(["file,label", *lines]))
+    done = barlow(
+        *("evaluate", run[0], "--train", tmp_path / "photos", "--labels", tmp_path / "train.csv"),
+        *("--test-labels", tmp_path / "test.csv", "--no-cache"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"validation {number}" in done.stdout.splitlines()[0]
+
+
 def test_the_same_command_again_says_that_the_run_is_finished(run):
     done = barlow("pretrain", "mnist5k", "--out", run[0], *TINY)
     assert done.returncode == 0
@@ -157,6 +196,14 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
         (["pretrain", "TEXTS", "--out", "OUT"], "no images in"),
         (["pretrain", "mnist5k", "--out", "TEXTS"], "holds other files and no run"),
         (["evaluate", "EMPTY", "--train", "mnist5k", "--test", "mnist5k"], "no encoder at"),
+        (
+            ["evaluate", "EMPTY", "--train", "mnist5k", "--protocol", "magic"],
+            "there are linear, knn",
+        ),
+        (
+            ["evaluate", "EMPTY", "--train", "mnist5k", "--protocol=knn", "--epochs", "5"],
+            "no option --epochs: see barlow evaluate --protocol knn --help",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_exits_2_and_writes_nothing(tmp_path, arguments, told):

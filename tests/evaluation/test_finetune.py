@@ -5,7 +5,6 @@ import torch
 
 import barlow
 from barlow.data import eval_batches, open_source
-from barlow.data import source as source_room
 from barlow.errors import TrainingError, UserError
 from barlow.evaluation.classifier import load_classifier, predict
 from barlow.evaluation.finetune import finetune
@@ -79,20 +78,19 @@ def test_training_the_encoder_fits_what_a_frozen_one_cannot(encoder):
     assert row.values["val_top1"] > frozen.values["val_top1"] + 0.02
 
 
-def test_labels_of_the_test_change_no_choice_and_no_weight(encoder, monkeypatch, tmp_path):
+def test_the_test_images_have_no_say_in_the_rate_or_any_weight(encoder, tmp_path):
+    from PIL import Image
+
+    for c in range(10):
+        (tmp_path / "noise" / str(c)).mkdir(parents=True)
+        pixels = torch.randint(0, 255, (28, 28)).to(torch.uint8)
+        Image.fromarray(pixels.numpy()).save(tmp_path / "noise" / str(c) / "1.png")
     options = {**QUICK, "rate": None, "epochs": 1, "seeds": 1}
     honest = finetune(encoder, "mnist5k", out=str(tmp_path / "a"), **options)
-    opened = source_room.Source.__init__
-
-    def shuffled(self, *args, **kwargs):
-        opened(self, *args, **kwargs)
-        if self.ids[0].startswith("test") and self.labels is not None:
-            self.labels = self.labels[torch.randperm(len(self))]
-
-    monkeypatch.setattr(source_room.Source, "__init__", shuffled)
-    leaky = finetune(encoder, "mnist5k", out=str(tmp_path / "b"), **options)
-    assert honest.rows[0].chosen == leaky.rows[0].chosen
-    assert honest.rows[0].values["val_loss"] != leaky.rows[0].values["val_loss"]
+    noise = str(tmp_path / "noise")
+    other = finetune(encoder, "mnist5k", noise, out=str(tmp_path / "b"), **options)
+    assert honest.rows[0].chosen == other.rows[0].chosen
+    assert honest.rows[0].values["val_loss"] != other.rows[0].values["val_loss"]
     for file in ("head.safetensors", "encoder/model.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
@@ -106,9 +104,9 @@ def test_images_of_several_sizes_are_tuned_on(encoder, tmp_path):
         for i in range(5):
             pixels = torch.randint(0, 60, (28 + i, 40 - i)) + 150 * c
             Image.fromarray(pixels.to(torch.uint8).numpy()).save(tmp_path / kind / f"{i}.png")
-    task = open_task(str(tmp_path), str(tmp_path), 1)
+    task = open_task(str(tmp_path), in_chans=1)
     classifier = tune(
-        encoder, task.train, task.classes, rate=1e-3, epochs=2, batch_size=3, seed=0, views="small"
+        encoder, task.train, task.names, rate=1e-3, epochs=2, batch_size=3, seed=0, views="small"
     )
     assert not classifier.training
 
@@ -131,7 +129,10 @@ def test_a_rate_that_diverges_is_not_chosen(encoder, monkeypatch):
         ({"seeds": 0}, "seeds is 0"),
         ({"rate": -1.0}, "rate is -1"),
         ({"batch_size": 1}, "batch size is 1"),
-        ({"baseline": "pixels"}, "no baseline 'pixels' for fine-tuning"),
+        (
+            {"baseline": "pixels"},
+            "no baseline 'pixels' for this protocol: there are random, supervised",
+        ),
         ({"views": "magic"}, "no preset 'magic'"),
     ],
 )

@@ -19,6 +19,21 @@ def test_votes_agree_with_lightly(digits):
         assert (ours.argmax(1) == theirs[:, 0]).float().mean() > 0.998  # ties
 
 
+def test_votes_agree_with_the_formula_of_wu_et_al(digits):
+    x_train, y_train, x_test, _ = digits
+    scores = knn_scores(x_test, x_train, F.one_hot(y_train, 10).float())
+    similarity = F.normalize(x_test.double()) @ F.normalize(x_train.double()).T
+    for (k, t), ours in scores.items():
+        top, rows = similarity.topk(k)
+        weight = (top / t).exp()
+        votes = torch.zeros(len(x_test), 10, dtype=torch.double)
+        for row, of_row in enumerate(rows):
+            votes[row].index_add_(0, y_train[of_row], weight[row])
+        torch.testing.assert_close(
+            ours, (votes / weight.sum(1)[:, None]).float(), atol=1e-4, rtol=0
+        )
+
+
 def test_neighbours_agree_with_scikit_learn(digits):
     from sklearn.neighbors import NearestNeighbors
 

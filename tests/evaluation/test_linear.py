@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from barlow.errors import UserError
+from barlow.evaluation import linear
 from barlow.evaluation.linear import (
     choose_penalty,
     fit_logistic,
@@ -64,6 +65,18 @@ def test_the_penalty_is_chosen_near_the_best_of_the_grid(digits):
     assert loss(chosen) < 1.1 * min(loss(p) for p in (1e0, 1e-1, 1e-2, 1e-3, 1e-4))
 
 
+def test_a_part_of_many_images_chooses_as_all_of_them(digits, monkeypatch):
+    x, y, *_ = digits
+    x = standardisation(x)(x)
+    monkeypatch.setattr(linear, "_FEW", 1_000)
+    everything = choose_penalty(x, y, 10)
+    monkeypatch.setattr(linear, "_ENOUGH", 1_500)
+    monkeypatch.setattr(linear, "_A_FEATURE", 1)
+    part = choose_penalty(x, y, 10)
+    steps = [linear.PENALTIES.index(p) for p in (everything, part)]
+    assert abs(steps[0] - steps[1]) <= 1
+
+
 def test_one_label_per_class_is_enough(digits):
     x, y, *_ = digits
     one = torch.stack([(y == c).nonzero()[0, 0] for c in range(10)])
@@ -74,7 +87,7 @@ def test_one_label_per_class_is_enough(digits):
 def test_the_sgd_probe_comes_close_to_the_optimum(digits):
     x_train, y_train, x_test, y_test = digits
     exact, _ = logistic_probe(x_train, y_train, 10)
-    by_sgd, _ = sgd_probe(x_train, y_train, 10, epochs=30)
+    by_sgd, _ = sgd_probe(x_train, y_train, 10, epochs=100)
     accuracy = [(c(x_test).argmax(1) == y_test).float().mean() for c in (exact, by_sgd)]
     assert abs(accuracy[0] - accuracy[1]) < 0.02
 

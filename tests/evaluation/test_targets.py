@@ -5,12 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
+import barlow
 from barlow.data import open_source
 from barlow.errors import UserError
 from barlow.evaluation.labels import read_labels
-from barlow.evaluation.regression import mean_average_precision, r2, ridge_probe, tag_probe
+from barlow.evaluation.metrics import mean_average_precision, r2
+from barlow.evaluation.regression import ridge_probe, tag_probe
 from barlow.evaluation.result import Result
-from barlow.evaluation.targets import evaluate_labels
+from barlow.evaluation.task import open_task
 
 IDS = ["a/1.png", "a/2.png", "b/3.png", "b/4.png"]
 
@@ -151,34 +153,38 @@ def _written(tmp_path, names, values):
     return str(tmp_path / "labels.csv")
 
 
-@pytest.mark.parametrize("protocol", ["linear", "knn"])
-def test_tags_and_numbers_of_real_images_are_found(encoder, pictures, tmp_path, protocol):
+@pytest.mark.parametrize(("protocol", "row"), [("linear", ""), ("knn", ", k = 20, t = 0.07")])
+def test_tags_and_numbers_of_real_images_are_found(encoder, pictures, tmp_path, protocol, row):
     folder, digits, ink = pictures
     tags = [f"{'even' if d % 2 == 0 else 'odd'}|{'low' if d < 5 else 'high'}" for d in digits]
-    found = evaluate_labels(
-        encoder, folder, _written(tmp_path, "tags", tags), protocol=protocol, baseline="random"
+    found = barlow.evaluate(
+        encoder,
+        folder,
+        labels=_written(tmp_path, "tags", tags),
+        protocol=protocol,
+        baseline="random",
     )
     assert found.data["tags"] == ["even", "high", "low", "odd"]
-    assert found["with pretraining"].values["val_map"] > 0.65  # a coin reaches 0.5
+    assert f"without pretraining{row}" in [r.name for r in found.rows]
+    assert found[f"with pretraining{row}"].values["val_map"] > 0.65  # a coin reaches 0.5
     numbers = _written(tmp_path, "ink", [f"{v:.3f}" for v in ink])
-    found = evaluate_labels(encoder, folder, numbers, protocol=protocol)
-    assert found["with pretraining"].values["val_r2"] > 0.5
+    found = barlow.evaluate(encoder, folder, labels=numbers, protocol=protocol)
+    assert found[f"with pretraining{row}"].values["val_r2"] > 0.5
     assert (found.data["train"]["images"], found.data["test"]["images"]) == (320, 80)
 
 
 def test_labels_of_the_test_change_no_choice(encoder, pictures, tmp_path):
     folder, _, ink = pictures
-    honest = evaluate_labels(
-        encoder, folder, _written(tmp_path, "ink", ink.tolist()), kind="numbers"
-    ).rows[0]
-    from barlow.evaluation.targets import _DIVISION, key, permutation
+    train = tmp_path / "train.csv"
+    train.write_text("\n".join(["file,ink", *(f"{i:03}.png,{ink[i]}" for i in range(320))]))
 
-    test = permutation(400, key(0, _DIVISION))[:80]
-    ink = ink.clone()
-    ink[test] = ink[test[torch.randperm(80)]]
-    leaky = evaluate_labels(
-        encoder, folder, _written(tmp_path, "ink", ink.tolist()), kind="numbers"
-    ).rows[0]
+    def of(values):
+        test = tmp_path / "test.csv"
+        lines = (f"{320 + i:03}.png,{value}" for i, value in enumerate(values))
+        test.write_text("\n".join(["file,ink", *lines]))
+        return barlow.evaluate(encoder, folder, labels=str(train), test_labels=str(test)).rows[0]
+
+    honest, leaky = of(ink[320:]), of(ink[320:][torch.randperm(80)])
     assert honest.chosen == leaky.chosen
     assert honest.values["train_r2"] == leaky.values["train_r2"]
     assert leaky.values["val_r2"] < 0 < honest.values["val_r2"]
@@ -192,35 +198,52 @@ def test_classes_from_a_file_are_measured_as_any_and_kept_in_the_run(encoder, pi
     (run / "config.yaml").write_text("")
     folder, digits, _ = pictures
     file = _written(tmp_path, "label", digits.tolist())
-    found = evaluate_labels(str(run), folder, file)
+    found = barlow.evaluate(run, folder, labels=file)
     assert list(found.rows[0].values) == [
-        "train_loss", "train_top1", "val_loss", "val_top1", "val_top5",
-    ]  # fmt: skip
+        f"{part}_{number}" for part in ("train", "val") for number in ("loss", "top1", "top5")
+    ]
     (kept,) = (run / "evaluation").iterdir()
     assert Result.load(kept) == found
-    assert json.loads(found.to_json())["data"]["kind"] == "classes"
+    assert json.loads(found.to_json())["data"]["classes"] == 10
 
 
-def test_a_test_source_of_its_own_is_aligned_by_name(encoder, pictures, tmp_path):
+def test_a_test_source_of_its_own_is_aligned_by_name(pictures, tmp_path):
     folder, digits, _ = pictures
-    train = _written(tmp_path, "label", ["abcdefghij"[d] for d in digits])
-    few = tmp_path / "few.csv"
-    few.write_text("\n".join(["file,label", *(f"{i:03}.png,{'bj'[i % 2]}" for i in range(9))]))
-    found = evaluate_labels(encoder, folder, train, folder, str(few))
-    assert found.data["test"]["images"] == 9
-    few.write_text("file,label\n000.png,z\n001.png,a\n")
-    with pytest.raises(UserError, match="have class 'z', which the training labels do not have"):
-        evaluate_labels(encoder, folder, train, folder, str(few))
+    train, few = tmp_path / "train.csv", tmp_path / "few.csv"
+    named = (f"{i:03}.png,{'abcdefghij'[digits[i]]}" for i in range(300))
+    train.write_text("\n".join(["file,label", *named]))
+    few.write_text(
+        "\n".join(["file,label", *(f"{i:03}.png,{'bj'[i % 2]}" for i in range(391, 400))])
+    )
+    task = open_task(folder, folder, labels=str(train), test_labels=str(few), in_chans=1)
+    assert [task.names[c] for c in task.test.y] == [*"jbjbjbjbj"]
+    few.write_text("file,label\n391.png,z\n392.png,a\n")
+    with pytest.raises(UserError, match="has class 'z', which the training labels do not have"):
+        open_task(folder, folder, labels=str(train), test_labels=str(few), in_chans=1)
+
+
+def test_an_image_to_train_and_to_test_on_is_refused(pictures, tmp_path):
+    folder, digits, _ = pictures
+    train, test = tmp_path / "train.csv", tmp_path / "test.csv"
+    train.write_text("\n".join(["file,label", *(f"{i:03}.png,{digits[i]}" for i in range(300))]))
+    test.write_text(
+        "\n".join(["file,label", *(f"{i:03}.png,{digits[i]}" for i in range(299, 400))])
+    )
+    with pytest.raises(UserError, match=r"1 images that .* labels too, such as 299\.png"):
+        open_task(folder, f"{folder}/", labels=str(train), test_labels=str(test), in_chans=1)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"protocol": "finetune"}, "there are linear, knn"),
-        ({"baseline": "pixels"}, "no baseline 'pixels'"),
-        ({"batch_size": 0}, "batch size is 0"),
+        ({"protocol": "finetune"}, "fine-tuning is for classes, and .* has tags"),
+        ({"epochs": 3}, "SGD is for classes, and these labels are tags"),
+        ({"labels_per_class": 1}, "taken of each class, and these are tags"),
+        ({"labels": None, "kind": "tags"}, "give labels too"),
+        ({"labels": "nowhere.csv"}, "cannot read nowhere.csv"),
     ],
 )
-def test_mistakes_are_named(encoder, options, message):
+def test_mistakes_are_named(encoder, pictures, tmp_path, options, message):
+    file = _written(tmp_path, "tags", [f"{'ab'[i % 2]}|c" for i in range(400)])
     with pytest.raises(UserError, match=message):
-        evaluate_labels(encoder, "mnist5k", "labels.csv", **options)
+        barlow.evaluate(encoder, pictures[0], **{"labels": file, **options})

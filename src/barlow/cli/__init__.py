@@ -76,18 +76,18 @@ def _pretrain(argv: list[str]) -> None:
 
 def _evaluate(argv: list[str]) -> None:
     """Measure what an encoder is worth, with and without pretraining."""
-    from barlow.evaluation import evaluate
-    from barlow.evaluation.finetune import finetune
+    from barlow.evaluation.protocols import PROTOCOLS, evaluate, protocol_named
 
-    if peek(argv, "--protocol") != "finetune":
-        print_table(_call(_evaluate, evaluate, argv))
-        return
-    parser = new_parser("evaluate", "Train the whole network with the labels there are.")
-    parser.add_argument("--protocol", type=str, required=True, help="finetune")
-    add_options(parser, finetune)
-    values = parse(parser, argv)
-    del values["protocol"]
-    print_table(finetune(**values))
+    given = peek(argv, "--protocol")
+    function = protocol_named(given or "linear")
+    first = (function.__doc__ or "").splitlines()[0]
+    parser = new_parser(f"evaluate --protocol {given}" if given else "evaluate", first)
+    text = (
+        f"{', '.join(PROTOCOLS)}: `barlow evaluate --protocol NAME --help` has the options of each"
+    )
+    parser.add_argument("--protocol", type=str, default="linear", help=text)
+    add_options(parser, function)
+    print_table(evaluate(**parse(parser, argv)))
 
 
 def _transfer(argv: list[str]) -> None:

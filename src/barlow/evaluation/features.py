@@ -51,11 +51,7 @@ def features_of(
     Raises:
         UserError: if the encoder has no `preprocess`, or its output is not finite or not `(N, F)`.
     """
-    if not isinstance(getattr(encoder, "preprocess", None), Preprocess):
-        raise UserError(
-            f"this {type(encoder).__name__} has no preprocess: load it with barlow.load_encoder, "
-            "or set encoder.preprocess = barlow.data.Preprocess(image_size, mean=..., std=...)"
-        )
+    preprocess_of(encoder)
     rows = torch.arange(len(source)) if rows is None else rows
     part = part_of(source, rows)
     path = None
@@ -88,8 +84,7 @@ def _extract_together(encoder: nn.Module, source: Source, batch_size: int) -> tu
 
 def extract(encoder: nn.Module, source: Source, batch_size: int = 256) -> tuple[Tensor, Tensor]:
     """`features_of` without cache, for all images of a source."""
-    preprocess = encoder.preprocess
-    assert isinstance(preprocess, Preprocess)
+    preprocess = preprocess_of(encoder)
     device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
     x, read = torch.empty(0), list[Tensor]()
     was_training = [module for module in encoder.modules() if module.training]
@@ -123,26 +118,15 @@ def extract(encoder: nn.Module, source: Source, batch_size: int = 256) -> tuple[
     return x, indices
 
 
-def pixels_of(
-    source: Source, rows: Tensor, preprocess: Preprocess, batch_size: int = 256
-) -> tuple[Tensor, Tensor]:
-    """The baseline that knows nothing: raw pixels, at most 32 by 32, as features.
-
-    Args:
-        source: the images.
-        rows: which of them, int64.
-        preprocess: of the encoder that is compared with.
-        batch_size: images at a time.
-
-    Returns:
-        As `features_of`: `(M, C * S * S)` float32 and `(M,)`.
-    """
-    size = min(32, preprocess.image_size)
-    found = [
-        (nn.functional.adaptive_avg_pool2d(images, size).flatten(1).contiguous(), read)
-        for images, read in eval_batches(part_of(source, rows), preprocess, batch_size)
-    ]
-    return torch.cat([x for x, _ in found]), rows[torch.cat([read for _, read in found])]
+def preprocess_of(encoder: nn.Module) -> Preprocess:
+    """What images go through before an encoder; an error for one that does not say."""
+    preprocess = getattr(encoder, "preprocess", None)
+    if not isinstance(preprocess, Preprocess):
+        raise UserError(
+            f"this {type(encoder).__name__} has no preprocess: load it with barlow.load_encoder, "
+            "or set encoder.preprocess = barlow.data.Preprocess(image_size, mean=..., std=...)"
+        )
+    return preprocess
 
 
 def part_of(source: Source, rows: Tensor) -> Source:

@@ -3,19 +3,18 @@
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from barlow.errors import TrainingError, UserError
 from barlow.evaluation.classifier import Classifier, refuse_other, save_classifier, scores_of
-from barlow.evaluation.features import part_of
+from barlow.evaluation.compared import Line, compared, encoder_at, view_preset
+from barlow.evaluation.features import part_of, preprocess_of
 from barlow.evaluation.metrics import classification, right
-from barlow.evaluation.protocols import WITH, WITHOUT, _data, save_in_run, view_preset
-from barlow.evaluation.result import Result, Row, environment, pack, plain
+from barlow.evaluation.result import Result, Row, pack
 from barlow.evaluation.subsets import split
-from barlow.evaluation.task import Part, Task, few_labels, open_task
+from barlow.evaluation.task import Part, open_task
 from barlow.evaluation.tuning import tune
 
 RATES = (3e-4, 1e-3, 3e-3)  # of AdamW, chosen among on held-out training images
@@ -34,14 +33,16 @@ class _Training:
 
 
 def finetune(
-    encoder: str | nn.Module,
+    encoder: str | Path | nn.Module,
     train: str,
     test: str | None = None,
     *,
-    epochs: int | None = None,
+    labels: str | None = None,
+    test_labels: str | None = None,
     label_fraction: float | None = None,
     labels_per_class: int | None = None,
-    baseline: Literal["random"] | None = None,
+    epochs: int | None = None,
+    baseline: str | None = None,
     seeds: int = 3,
     seed: int = 0,
     rate: float | None = None,
@@ -56,11 +57,14 @@ def finetune(
         encoder: a run, a checkpoint, a timm folder, or a module with its `preprocess`.
         train: source of the labelled training images (its training split).
         test: source of the test images, which have no say in any choice; default the same source.
-        epochs: passes over the labelled images; by default 20 (Zbontar et al. 2021), and with few
-            labels as many as make 400 steps.
+        labels: CSV file of file names and classes, instead of the source's own labels.
+        test_labels: CSV file of the test images' classes; default the same file.
         label_fraction: use this share of the training labels, of each class alike.
         labels_per_class: use this many training labels of each class.
-        baseline: "random" adds the same architecture trained from scratch in the same way.
+        epochs: passes over the labelled images; by default 20 (Zbontar et al. 2021), and with few
+            labels as many as make 400 steps.
+        baseline: trained in the same way, in the same table: "random" (the same architecture from
+            scratch), "supervised" (timm's weights, downloaded), or both with a comma.
         seeds: how many trainings, each with other labels (where a part of them is used), order
             and crops; the table has mean and standard deviation.
         seed: the first of the seeds.
@@ -71,46 +75,41 @@ def finetune(
         out: folder to save the classifier of the first seed in, for `predict`.
 
     Returns:
-        The result; for an encoder from a run it is also saved in `RUN/evaluation/`.
+        Mean and standard deviation over the seeds; loss and accuracies of training and test.
 
     Raises:
         UserError: if the sources have no labels or other classes, or an option is out of range.
         TrainingError: if a training diverges at a given rate.
     """
-    settings = {k: v for k, v in locals().items() if k not in ("encoder", "train", "test", "out")}
-    _check(epochs, seeds, rate, batch_size, baseline)
+    _check(epochs, seeds, rate, batch_size)
     if out is not None:
         refuse_other(Path(out))
-    module = _load(encoder)
-    test = train if test is None else test
-    in_chans = int(getattr(getattr(module, "preprocess", None), "in_chans", 3))
-    task = open_task(train, test, in_chans, limit)
-    parts = [
-        few_labels(task.train, label_fraction, labels_per_class, task.classes, seed + i)
-        for i in range(seeds)
-    ]
+    module = encoder_at(encoder)
+    lines = compared(module, baseline, ("random", "supervised"))
+    in_chans = preprocess_of(module).in_chans
+    task = open_task(
+        train, test, labels=labels, test_labels=test_labels, in_chans=in_chans, limit=limit
+    )
+    if task.kind != "classes":
+        raise UserError(f"fine-tuning is for classes, and {labels} has {task.kind}: try linear")
+    tasks = [task.few(label_fraction, labels_per_class, seed + i) for i in range(seeds)]
     if epochs is None:
-        steps = -(-len(parts[0].rows) // batch_size)
+        steps = -(-len(tasks[0].train.rows) // batch_size)
         epochs = max(_EPOCHS, -(-_STEPS // steps))
-    training = _Training(epochs, batch_size, views or view_preset(encoder), task.classes)
+    training = _Training(epochs, batch_size, views or view_preset(encoder), task.names)
     rows = []
-    for name in [WITHOUT, WITH] if baseline else [WITH]:
-        row, classifier = _row(name, module, parts, task.test, training, rate, seed)
+    parts = [one.train for one in tasks]
+    for line in lines:
+        row, classifier = _row(line, parts, task.test, training, rate, seed)
         rows.append(row)
     if out is not None:  # the last row is the one with pretraining
         save_classifier(classifier, out)
-    known = type(encoder).__name__ if isinstance(encoder, nn.Module) else str(encoder)
-    told = {"encoder": known, "train": train, "test": test, **settings}
-    told |= {"epochs": epochs, "views": training.views}
-    first = Task(parts[0], task.test, task.classes)
-    result = Result("finetune", tuple(rows), plain(told), _data(first), environment())
-    save_in_run(result, encoder)
-    return result
+    settled = {"epochs": epochs, "views": training.views}
+    return Result("finetune", tuple(rows), settled, tasks[0].described())
 
 
 def _row(
-    name: str,
-    encoder: nn.Module,
+    line: Line,
     parts: list[Part],
     test: Part,
     training: _Training,
@@ -118,12 +117,11 @@ def _row(
     seed: int,
 ) -> tuple[Row, Classifier]:
     """One line of the table, and the classifier of its first seed."""
-    from barlow.encoders import fresh_copy
-
+    name, make = line
     found: list[dict[str, float]] = []
     kept: tuple[Classifier, Tensor] | None = None
     for i, part in enumerate(parts):
-        start = encoder if name == WITH else fresh_copy(encoder, seed + i)
+        start = make(seed + i)
         if rate is None:  # once a row: the labels of another seed want no other rate
             rate = choose_rate(start, part, training, seed)
         classifier = _tuned(start, part, training, rate, seed + i)
@@ -192,17 +190,7 @@ def _scores(classifier: Classifier, part: Part, batch_size: int) -> tuple[Tensor
     return torch.cat([s for s, _ in found]), part.known(rows)
 
 
-def _load(encoder: str | nn.Module) -> nn.Module:
-    if isinstance(encoder, nn.Module):
-        return encoder
-    from barlow.share import load_encoder
-
-    return load_encoder(encoder)
-
-
-def _check(
-    epochs: int | None, seeds: int, rate: float | None, batch_size: int, baseline: str | None
-) -> None:
+def _check(epochs: int | None, seeds: int, rate: float | None, batch_size: int) -> None:
     if epochs is not None and epochs < 1:
         raise UserError(f"epochs is {epochs}: give 1 or more")
     if seeds < 1:
@@ -211,5 +199,3 @@ def _check(
         raise UserError(f"rate is {rate}: give a number above 0, or none to have it chosen")
     if batch_size < 2:
         raise UserError(f"batch size is {batch_size}: batch norm needs 2 or more")
-    if baseline not in (None, "random"):
-        raise UserError(f"no baseline {baseline!r} for fine-tuning: there is random")

@@ -1,7 +1,7 @@
 """The health of a representation, measured without a single label."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,9 @@ from barlow.address import key
 from barlow.data import Preprocess, Source, open_source
 from barlow.data.decode import BrokenImage
 from barlow.errors import UserError
-from barlow.evaluation.features import extract, part_of
-from barlow.evaluation.protocols import WITH, WITHOUT, module_of, save_in_run
-from barlow.evaluation.result import Result, Row, environment, plain
+from barlow.evaluation.compared import compared, encoder_at
+from barlow.evaluation.features import cache_folder, features_of, part_of, preprocess_of
+from barlow.evaluation.result import Result, Row
 from barlow.evaluation.spectrum import (
     alignment,
     alpha_req,
@@ -32,70 +32,55 @@ _STREAM = 105
 
 def health(
     encoder: str | Path | nn.Module,
-    source: str,
+    train: str,
     *,
-    baseline: Literal["random"] | None = None,
+    baseline: str | None = None,
     images: int = 5_000,
     views: int = 10,
     preset: str | None = None,
     seed: int = 0,
     batch_size: int = 256,
+    cache: bool = True,
 ) -> Result:
-    """Measure a representation without labels.
+    """Numbers of a representation that need no label.
 
     Args:
         encoder: a run, a checkpoint, a timm folder, or a module with its `preprocess`.
-        source: images; of one with splits the test or validation split.
-        baseline: "random" for the same architecture, not trained, in the same table.
+        train: source of the images, labelled or not (its training split; "SOURCE::test" for the
+            test split).
+        baseline: measured in the same table: "random" (the same architecture, not trained),
+            "pixels", "supervised" (timm's weights, downloaded), or several, separated by commas.
         images: at most so many of them, spread evenly over the source.
         views: of each of 500 images for LiDAR and alignment, two or more.
         preset: of those views; by default the run's own, else "small" up to 64 pixels and "paper"
             above.
         seed: of the views and of the random baseline.
         batch_size: images at a time.
+        cache: keep features in $BARLOW_CACHE, by default ~/.cache/barlow/features.
 
     Returns:
-        A result with the numbers of `barlow.evaluation.spectrum`; each row's `chosen` has the
-        spectrum. For an encoder from a run it is also saved in `RUN/evaluation/`.
+        The numbers of `barlow.evaluation.spectrum`; each row's `chosen` has the spectrum.
 
     Raises:
         UserError: if there are fewer than three images, or an option is out of range.
     """
-    from barlow.encoders import fresh_copy
-
-    if baseline not in (None, "random"):
-        raise UserError(f"no baseline {baseline!r} for health: there is random")
-    if views < 2 or images < 3 or batch_size < 1:
-        raise UserError(
-            f"health of {images} images with {views} views at batch size {batch_size}: "
-            "give at least 3, 2 and 1"
-        )
-    module = module_of(encoder)
-    preprocess = getattr(module, "preprocess", None)
-    if not isinstance(preprocess, Preprocess):
-        raise UserError(f"this {type(module).__name__} has no preprocess: use barlow.load_encoder")
-    whole = open_source(source, "test", in_chans=preprocess.in_chans)
-    chosen = _spread(whole, images)
+    if views < 2 or images < 3:
+        raise UserError(f"health of {images} images with {views} views: give at least 3 and 2")
+    module = encoder_at(encoder)
+    source = open_source(train, "train", in_chans=preprocess_of(module).in_chans)
+    chosen = _spread(source, images)
     if len(chosen) < 3:
-        raise UserError(f"{source} has {len(chosen)} images: health needs three or more")
-    two_views = _two_views(encoder, preprocess, preset)
-    named = [(WITHOUT, fresh_copy(module, seed))] if baseline else []
+        raise UserError(f"{train} has {len(chosen)} images: health needs three or more")
+    kept = cache_folder() if cache else None
     rows = []
-    for name, one in [*named, (WITH, module)]:
-        x, _ = extract(one, chosen, batch_size)
+    for name, make in compared(module, baseline):
+        one = make(seed)
+        two_views = _two_views(encoder, preprocess_of(one), preset)
+        x, _ = features_of(one, chosen, batch_size=batch_size, cache=kept)
         drawn = _features_of_views(one, _spread(chosen, _VIEWED), two_views, views, seed)
         rows.append(_row(name, x, drawn))
-    settings = {"source": source, "images": images, "views": views, "preset": preset, "seed": seed}
-    told = type(encoder).__name__ if isinstance(encoder, nn.Module) else str(encoder)
-    result = Result(
-        "health",
-        tuple(rows),
-        plain({"encoder": told, **settings}),
-        {"source": {"name": source, "images": len(chosen), "fingerprint": chosen.fingerprint}},
-        environment(),
-    )
-    save_in_run(result, encoder)
-    return result
+    data = {"name": train, "images": len(chosen), "fingerprint": chosen.fingerprint}
+    return Result("health", tuple(rows), data={"train": data})
 
 
 def _row(name: str, x: Tensor, drawn: Tensor) -> Row:

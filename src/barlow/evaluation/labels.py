@@ -1,4 +1,4 @@
-"""Labels as people have them: a CSV file of file names and what is in the images."""
+"""Labels as people have them: a source's own, or a CSV file of what is in which image."""
 
 import csv
 import logging
@@ -12,11 +12,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from barlow.data import Source
 from barlow.errors import UserError
 
 log = logging.getLogger(__name__)
 
 Kind = Literal["classes", "tags", "numbers"]
+AnyKind = Literal["auto", "classes", "tags", "numbers"]
 
 _FILE_COLUMNS = ("file_name", "filename", "file", "path", "image", "id")
 _SEPARATOR = re.compile(r"\s*[|;]\s*")
@@ -43,9 +45,23 @@ class Labels:
         return Labels(self.kind, self.names, self.rows[indices], self.values[indices])
 
 
-def read_labels(
-    file: str | Path, ids: Sequence[str], kind: Literal["auto", "classes", "tags", "numbers"]
-) -> Labels:
+def labels_of(source: Source) -> Labels:
+    """The classes that a source has of its own.
+
+    Raises:
+        UserError: if it has none.
+    """
+    if source.labels is None or not bool((source.labels >= 0).any()):
+        raise UserError(
+            f"{source.name} has no labels: put the images into a folder per class, give a table "
+            "that has a label column, or a CSV file with --labels"
+        )
+    rows = (source.labels >= 0).nonzero().flatten()
+    names = source.classes or [str(c) for c in range(int(source.labels.max()) + 1)]
+    return Labels("classes", list(names), rows, source.labels[rows])
+
+
+def read_labels(file: str | Path, ids: Sequence[str], kind: AnyKind) -> Labels:
     """Read labels from a CSV file with a heading line.
 
     The file name stands in a column `file_name` (or file, path, image, id; else the first), as

@@ -1,7 +1,32 @@
-"""Loss and accuracy of a classifier's scores."""
+"""What scores are worth: accuracy and loss of classes, mAP of tags, R2 of numbers."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from barlow.evaluation.labels import Kind
+
+
+def measured(
+    kind: Kind, scores: Tensor, y: Tensor, part: str, loss: bool = True
+) -> dict[str, float]:
+    """The numbers that go with a kind of labels.
+
+    Args:
+        kind: "classes", "tags" or "numbers".
+        scores: `(N, T)`.
+        y: of that kind.
+        part: put before the names of the numbers: "train" or "val".
+        loss: whether the scores of classes are logits.
+
+    Returns:
+        As `classification`, or the mean average precision of tags, or the R2 of numbers.
+    """
+    if kind == "classes":
+        return classification(scores, y, part, loss)
+    if kind == "tags":
+        return {f"{part}_map": mean_average_precision(scores, y)}
+    return {f"{part}_r2": r2(scores, y)}
 
 
 def classification(scores: Tensor, y: Tensor, name: str, loss: bool = True) -> dict[str, float]:
@@ -23,7 +48,7 @@ def classification(scores: Tensor, y: Tensor, name: str, loss: bool = True) -> d
     """
     found = {f"{name}_loss": float(F.cross_entropy(scores, y))} if loss else {}
     found[f"{name}_top1"] = float(right(scores, y).float().mean())
-    if scores.shape[1] > 5 and name == "val":
+    if scores.shape[1] > 5:
         top = scores.topk(5).indices  # (N, 5)
         found[f"{name}_top5"] = float((top == y[:, None]).any(1).float().mean())
     return found
@@ -32,3 +57,50 @@ def classification(scores: Tensor, y: Tensor, name: str, loss: bool = True) -> d
 def right(scores: Tensor, y: Tensor) -> Tensor:
     """Whether the highest score is at the label: boolean `(N,)`."""
     return scores.argmax(1) == y
+
+
+def r2(found: Tensor, y: Tensor) -> float:
+    """Share of the variance explained, mean over the columns: 1 is perfect, 0 is the mean.
+
+    Args:
+        found: `(N, T)`.
+        y: `(N, T)`, each column with two different values or more.
+
+    Example:
+        >>> r2(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [3.0]]))
+        0.5
+    """
+    y = y.double()
+    unexplained = (found.double() - y).square().sum(0)
+    total = (y - y.mean(0)).square().sum(0)
+    return float((1 - unexplained / total)[total > 0].mean())
+
+
+def mean_average_precision(scores: Tensor, y: Tensor) -> float:
+    """Average precision of each tag, mean over those that some image has.
+
+    Precision is averaged over the steps of recall, images of equal score taken together.
+
+    Args:
+        scores: `(N, T)`.
+        y: `(N, T)`, 0 or 1.
+
+    Example:
+        >>> y = torch.tensor([[1.0], [0.0], [1.0]])
+        >>> round(mean_average_precision(torch.tensor([[3.0], [2.0], [1.0]]), y), 4)
+        0.8333
+    """
+    found = [_average_precision(s, has) for s, has in zip(scores.T, y.T, strict=True) if has.any()]
+    return sum(found) / len(found) if found else float("nan")
+
+
+def _average_precision(scores: Tensor, has: Tensor) -> float:
+    scores, order = scores.sort(descending=True)
+    hits = has[order].double().cumsum(0)  # (N,)
+    last = torch.ones(len(scores), dtype=torch.bool)  # of a stretch of equal scores
+    last[:-1] = scores[:-1] != scores[1:]
+    at = last.nonzero().flatten()
+    precision = hits[at] / (at + 1)
+    recall = hits[at] / hits[-1]
+    steps = torch.diff(recall, prepend=recall.new_zeros(1))
+    return float((precision * steps).sum())

@@ -1,4 +1,4 @@
-"""Numbers and tags from features: ridge regression, one logistic regression a tag, mAP and R2."""
+"""Numbers and tags from features: ridge regression, and one logistic regression a tag."""
 
 import torch
 from torch import Tensor
@@ -79,50 +79,3 @@ def tag_probe(x: Tensor, y: Tensor, seed: int = 0) -> tuple[LinearClassifier, li
         bias[tag] = two.bias[1] - two.bias[0]
         penalties.append(penalty)
     return LinearClassifier(weight, bias), penalties
-
-
-def r2(found: Tensor, y: Tensor) -> float:
-    """Share of the variance explained, mean over the columns: 1 is perfect, 0 is the mean.
-
-    Args:
-        found: `(N, T)`.
-        y: `(N, T)`, each column with two different values or more.
-
-    Example:
-        >>> r2(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [3.0]]))
-        0.5
-    """
-    y = y.double()
-    unexplained = (found.double() - y).square().sum(0)
-    total = (y - y.mean(0)).square().sum(0)
-    return float((1 - unexplained / total)[total > 0].mean())
-
-
-def mean_average_precision(scores: Tensor, y: Tensor) -> float:
-    """Average precision of each tag, mean over those that some image has.
-
-    Precision is averaged over the steps of recall, images of equal score taken together.
-
-    Args:
-        scores: `(N, T)`.
-        y: `(N, T)`, 0 or 1.
-
-    Example:
-        >>> y = torch.tensor([[1.0], [0.0], [1.0]])
-        >>> round(mean_average_precision(torch.tensor([[3.0], [2.0], [1.0]]), y), 4)
-        0.8333
-    """
-    found = [_average_precision(s, has) for s, has in zip(scores.T, y.T, strict=True) if has.any()]
-    return sum(found) / len(found) if found else float("nan")
-
-
-def _average_precision(scores: Tensor, has: Tensor) -> float:
-    scores, order = scores.sort(descending=True)
-    hits = has[order].double().cumsum(0)  # (N,)
-    last = torch.ones(len(scores), dtype=torch.bool)  # of a stretch of equal scores
-    last[:-1] = scores[:-1] != scores[1:]
-    at = last.nonzero().flatten()
-    precision = hits[at] / (at + 1)
-    recall = hits[at] / hits[-1]
-    steps = torch.diff(recall, prepend=recall.new_zeros(1))
-    return float((precision * steps).sum())

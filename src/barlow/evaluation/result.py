@@ -23,6 +23,7 @@ _COLUMNS = {
     "images": ("images", "{:.0f}"),
     "train_loss": ("training loss", "{:.4f}"),
     "train_top1": ("training top-1", "{:.2%}"),
+    "train_top5": ("training top-5", "{:.2%}"),
     "val_loss": ("validation loss", "{:.4f}"),
     "val_top1": ("validation top-1", "{:.2%}"),
     "val_top5": ("validation top-5", "{:.2%}"),

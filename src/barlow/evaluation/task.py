@@ -1,15 +1,22 @@
-"""The labelled images of an evaluation: opened, their classes aligned, train apart from test."""
+"""The labelled images of an evaluation: opened, their labels aligned, train apart from test."""
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
+from os.path import normpath
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from barlow.address import key, permutation
 from barlow.data import Source, open_source
 from barlow.errors import UserError
+from barlow.evaluation.labels import AnyKind, Kind, Labels, labels_of, read_labels
 from barlow.evaluation.subsets import label_fraction, labels_per_class, split
 
 _TEST_SHARE = 0.2
+_DIVISION = 110  # stream of random numbers
+_ONE = {"classes": "class", "tags": "tag", "numbers": "column"}
 
 
 @dataclass(frozen=True)
@@ -19,7 +26,7 @@ class Part:
     Attributes:
         source: where they are.
         rows: `(M,)` int64, which of its images.
-        y: `(M,)` int64 labels.
+        y: their labels: `(M,)` int64 classes, `(M, T)` float32 tags of 0 or 1, or numbers.
     """
 
     source: Source
@@ -32,27 +39,94 @@ class Part:
 
     def known(self, rows: Tensor) -> Tensor:
         """Labels of those rows, which are among `self.rows`."""
-        label = torch.full((len(self.source),), -1)
-        label[self.rows] = self.y
-        return label[rows]
+        place = torch.full((len(self.source),), -1)
+        place[self.rows] = torch.arange(len(self.rows))
+        return self.y[place[rows]]
+
+    def described(self) -> dict[str, Any]:
+        """Name, size and fingerprint, for the record."""
+        chosen = hashlib.sha256(self.rows.numpy().tobytes() + self.y.numpy().tobytes())
+        return {
+            "name": self.source.name,
+            "images": len(self.rows),
+            "fingerprint": f"{self.source.fingerprint}-{chosen.hexdigest()[:8]}",
+        }
 
 
 @dataclass(frozen=True)
 class Task:
-    """Training and test images with labels of the same classes."""
+    """Training and test images with labels of the same meaning.
+
+    Attributes:
+        train: what may be learnt and chosen from.
+        test: what is measured on, and has no say in any choice.
+        names: of the classes, the tags, or the columns of numbers.
+        kind: which of the three they are.
+    """
 
     train: Part
     test: Part
-    classes: list[str]
+    names: list[str]
+    kind: Kind = "classes"
+
+    def few(self, fraction: float | None, per_class: int | None, seed: int) -> "Task":
+        """With the part of the training images whose labels may be used, classes in balance.
+
+        Raises:
+            UserError: if both are given, there are not as many labels, or they are no classes.
+        """
+        if fraction is None and per_class is None:
+            return self
+        if fraction is not None and per_class is not None:
+            raise UserError("label fraction and labels per class are both given: give one of them")
+        if self.kind != "classes":
+            raise UserError(
+                f"a part of the labels is taken of each class, and these are {self.kind}"
+            )
+        y = self.train.y
+        if fraction is not None:
+            chosen = label_fraction(y, fraction, seed)
+        else:
+            assert per_class is not None
+            counts = torch.bincount(y, minlength=len(self.names))
+            fewest = int(counts.argmin())
+            if counts[fewest] < per_class:
+                raise UserError(
+                    f"{per_class} labels per class asked for, but class {self.names[fewest]!r} of "
+                    f"{self.train.source.name} has {int(counts[fewest])}: ask for fewer"
+                )
+            chosen = labels_per_class(y, per_class, seed)
+        return replace(self, train=self.train.take(chosen))
+
+    def described(self) -> dict[str, Any]:
+        """Both parts and what their labels are, for the record."""
+        return {
+            "train": self.train.described(),
+            "test": self.test.described(),
+            self.kind: len(self.names) if self.kind == "classes" else self.names,
+        }
 
 
-def open_task(train: str, test: str, in_chans: int = 3, limit: int | None = None) -> Task:
+def open_task(
+    train: str,
+    test: str | None = None,
+    *,
+    labels: str | None = None,
+    test_labels: str | None = None,
+    kind: AnyKind = "auto",
+    in_chans: int = 3,
+    limit: int | None = None,
+) -> Task:
     """Open the labelled images of an evaluation.
 
     Args:
         train: a source; of one with splits the training split.
         test: a source; of one with splits the test or validation split. The same source without
-            splits: a fifth of its images, the same ones every time, classes in balance.
+            splits, the default: a fifth of its images, the same ones every time, classes in
+            balance.
+        labels: CSV file of the labels, instead of those that the source has.
+        test_labels: CSV file of the test images' labels; default `labels`.
+        kind: what the files hold; "auto" tells.
         in_chans: channels the encoder takes.
         limit: only the first so many images of each.
 
@@ -60,73 +134,68 @@ def open_task(train: str, test: str, in_chans: int = 3, limit: int | None = None
         The task; images without a label are left out.
 
     Raises:
-        UserError: if a source has no labels, or the test has classes that training has not.
+        UserError: if there are no labels, the test has some that training has not, or an image is
+            in both parts.
     """
+    if labels is None and (test_labels is not None or kind != "auto"):
+        raise UserError("test labels and their kind go with labels from a file: give labels too")
+    test = train if test is None else test
     first = open_source(train, "train", in_chans=in_chans, limit=limit)
     second = open_source(test, "test", in_chans=in_chans, limit=limit)
-    classes = _classes(first)
-    train_part, test_part = _part(first, classes), _part(second, classes)
-    if train == test and first.fingerprint == second.fingerprint:
-        kept, held_out = split(train_part.y, _TEST_SHARE)
-        if not len(held_out):
-            raise UserError(f"{train} has one image a class: too few to hold any out for a test")
-        train_part, test_part = train_part.take(kept), train_part.take(held_out)
-    return Task(train_part, test_part, classes)
-
-
-def few_labels(
-    part: Part, fraction: float | None, per_class: int | None, classes: list[str], seed: int
-) -> Part:
-    """The part of the training images whose labels may be used.
-
-    Raises:
-        UserError: if both are given, or there are not as many labels.
-    """
-    if fraction is not None and per_class is not None:
-        raise UserError("label fraction and labels per class are both given: give one of them")
-    if fraction is not None:
-        return part.take(label_fraction(part.y, fraction, seed))
-    if per_class is not None:
-        counts = torch.bincount(part.y, minlength=len(classes))
-        fewest = int(counts.argmin())
-        if counts[fewest] < per_class:
+    same = normpath(train) == normpath(test) and first.fingerprint == second.fingerprint
+    known = read_labels(labels, first.ids, kind) if labels else labels_of(first)
+    if same and test_labels is None:
+        known, held_out = _divided(known)
+    else:
+        file = test_labels or labels
+        found = read_labels(file, second.ids, known.kind) if file else labels_of(second)
+        held_out = _aligned(known, found, second.name)
+        both = known.rows[torch.isin(known.rows, held_out.rows)].tolist()
+        if same and both:
             raise UserError(
-                f"{per_class} labels per class asked for, but class {classes[fewest]!r} of "
-                f"{part.source.name} has {int(counts[fewest])}: ask for fewer"
+                f"{test_labels} labels {len(both)} images that {labels} labels too, such as "
+                f"{first.ids[both[0]]}: test on images that are not trained on"
             )
-        return part.take(labels_per_class(part.y, per_class, seed))
-    return part
+    return Task(
+        Part(first, known.rows, known.values),
+        Part(second, held_out.rows, held_out.values),
+        known.names,
+        known.kind,
+    )
 
 
-def _classes(source: Source) -> list[str]:
-    labels = _labels(source)
-    if source.classes is not None:
-        return list(source.classes)
-    return [str(c) for c in range(int(labels.max()) + 1)]
-
-
-def _labels(source: Source) -> Tensor:
-    if source.labels is None or not bool((source.labels >= 0).any()):
+def _divided(known: Labels) -> tuple[Labels, Labels]:
+    """Training and test, the same for every seed: another division is another test."""
+    if known.kind == "classes":
+        kept, held_out = split(known.values, _TEST_SHARE)
+    else:
+        order = permutation(len(known.rows), key(0, _DIVISION))
+        number = round(_TEST_SHARE * len(order))
+        held_out, kept = order[:number].sort().values, order[number:].sort().values
+    if not len(held_out):
         raise UserError(
-            f"{source.name} has no labels: put the images into a folder per class, "
-            "or give a table that has a label column"
+            f"{len(known.rows)} labelled images are too few to hold any out for a test: "
+            "label more, or give a test source"
         )
-    return source.labels
+    return known.take(kept), known.take(held_out)
 
 
-def _part(source: Source, classes: list[str]) -> Part:
-    """The labelled images, their labels numbered as `classes` are."""
-    labels = _labels(source)
-    rows = (labels >= 0).nonzero().flatten()
-    own = source.classes or [str(c) for c in range(int(labels.max()) + 1)]
-    number = {name: i for i, name in enumerate(classes)}
-    present = [own[i] for i in torch.bincount(labels[rows]).nonzero().flatten().tolist()]
-    unknown = [name for name in present if name not in number]
-    if unknown:
+def _aligned(known: Labels, test: Labels, name: str) -> Labels:
+    """The test labels, numbered and ordered as those of training."""
+    place = {name: i for i, name in enumerate(known.names)}
+    used = set(test.values.tolist()) if test.kind == "classes" else range(len(test.names))
+    if unknown := [test.names[i] for i in sorted(used) if test.names[i] not in place]:
         raise UserError(
-            f"test source {source.name} has class {unknown[0]!r}, which the training source does "
-            f"not have (it has {', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}): "
-            "give sources with the same classes"
+            f"test source {name} has {_ONE[known.kind]} {unknown[0]!r}, which the training labels "
+            f"do not have (they have {', '.join(known.names[:5])}"
+            f"{', ...' if len(known.names) > 5 else ''}): give labels of the same meaning"
         )
-    renumber = torch.tensor([number.get(name, -1) for name in own])
-    return Part(source, rows, renumber[labels[rows]])
+    at = torch.tensor([place.get(n, -1) for n in test.names])
+    if known.kind == "classes":
+        return replace(test, names=known.names, values=at[test.values])
+    if known.kind == "numbers" and len(test.names) < len(known.names):
+        missing = next(n for n in known.names if n not in test.names)
+        raise UserError(f"the labels of test source {name} miss column {missing!r}")
+    values = torch.zeros(len(test.values), len(known.names))
+    values[:, at] = test.values
+    return replace(test, names=known.names, values=values)

@@ -1,0 +1,108 @@
+"""What is measured, and what it is measured beside: the encoder and its baselines."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from barlow.data import Preprocess
+from barlow.errors import UserError
+from barlow.evaluation.features import preprocess_of
+
+WITH, WITHOUT = "with pretraining", "without pretraining"
+
+_PIXELS = 32  # a side at most: more of them than this tell a linear classifier nothing new
+_ENLARGE = 4  # a standard stem gives on images so much larger what a small one gives
+
+# A line of a table: its name, and what gives its encoder for a seed.
+Line = tuple[str, Callable[[int], nn.Module]]
+
+
+def compared(
+    encoder: nn.Module,
+    baseline: str | Sequence[str] | None,
+    among: Sequence[str] = ("random", "pixels", "supervised"),
+) -> list[Line]:
+    """The lines of a table, baselines first, the encoder itself last.
+
+    Args:
+        encoder: with its `preprocess`.
+        baseline: names, or one text with commas between them.
+        among: those that make sense for the protocol.
+
+    Returns:
+        Names and what gives the encoders, each with its `preprocess`.
+
+    Raises:
+        UserError: if there is no such baseline.
+    """
+    names = baseline.split(",") if isinstance(baseline, str) else list(baseline or [])
+    names = list(dict.fromkeys(name.strip() for name in names))
+    if unknown := [name for name in names if name not in among]:
+        raise UserError(
+            f"no baseline {unknown[0]!r} for this protocol: there are {', '.join(among)}"
+        )
+    return [*(_baseline(encoder, name) for name in names), (WITH, lambda seed: encoder)]
+
+
+def _baseline(encoder: nn.Module, name: str) -> Line:
+    from barlow.encoders import fresh_copy
+
+    if name == "random":
+        return WITHOUT, lambda seed: fresh_copy(encoder, seed)
+    if name == "pixels":
+        return "raw pixels", lambda seed: _Pixels(preprocess_of(encoder))
+    return "supervised weights", lambda seed: _supervised(encoder)
+
+
+class _Pixels(nn.Module):
+    """The encoder that knows nothing: its features are the pixels."""
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.preprocess = preprocess
+        self._pool = nn.AdaptiveAvgPool2d(min(_PIXELS, preprocess.image_size))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self._pool(images).flatten(1)
+        return features
+
+
+def _supervised(encoder: nn.Module) -> nn.Module:
+    """timm's weights as they were trained: with their own stem and their own normalisation."""
+    from barlow.encoders import spec_of
+
+    spec, preprocess = spec_of(encoder), preprocess_of(encoder)
+    size = preprocess.image_size
+    if spec.stem == "small":
+        spec, size = replace(spec, stem="standard"), size * _ENLARGE
+    try:
+        module = spec.build(pretrained=True)
+    except Exception as error:  # timm and the hub raise what they like without a network
+        raise UserError(
+            f"no supervised weights of {spec.name!r}: {' '.join(str(error).split())[:200]}"
+        ) from error
+    data = module.pretrained_cfg
+    assert isinstance(data, dict)
+    colours = {"mean": data["mean"], "std": data["std"]} if spec.in_chans == 3 else {}
+    module.preprocess = Preprocess(size, in_chans=spec.in_chans, **colours)
+    return module.eval()
+
+
+def encoder_at(place: str | Path | nn.Module) -> nn.Module:
+    """The encoder itself, loaded if a place is given."""
+    if isinstance(place, nn.Module):
+        return place
+    from barlow.share import load_encoder
+
+    return load_encoder(place)
+
+
+def view_preset(place: str | Path | nn.Module) -> str:
+    """The preset of views a run was trained with: it knows whether a mirrored image is the same."""
+    from barlow.run import Run
+
+    if not isinstance(place, nn.Module) and (run := Run(Path(place))).config_file.exists():
+        return run.settings().view_preset
+    return "small"

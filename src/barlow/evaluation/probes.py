@@ -1,0 +1,218 @@
+"""The protocols that leave the encoder as it is: a linear classifier, nearest neighbours."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from barlow.errors import UserError
+from barlow.evaluation.compared import compared, encoder_at, view_preset
+from barlow.evaluation.features import cache_folder, features_of, preprocess_of
+from barlow.evaluation.knn import knn_scores
+from barlow.evaluation.labels import AnyKind, Kind
+from barlow.evaluation.linear import LinearClassifier, logistic_probe
+from barlow.evaluation.metrics import measured, right
+from barlow.evaluation.regression import ridge_probe, tag_probe
+from barlow.evaluation.result import Result, Row, pack
+from barlow.evaluation.sgd import sgd_probe
+from barlow.evaluation.task import Part, Task, open_task
+
+_PASSES = 100  # over augmented images, Zbontar et al. 2021, appendix A
+
+
+class Features(NamedTuple):
+    """What a frozen encoder makes of images: `(M, F)`, and their labels."""
+
+    x: Tensor
+    y: Tensor
+
+
+def linear(
+    encoder: str | Path | nn.Module,
+    train: str,
+    test: str | None = None,
+    *,
+    labels: str | None = None,
+    test_labels: str | None = None,
+    kind: AnyKind = "auto",
+    label_fraction: float | None = None,
+    labels_per_class: int | None = None,
+    epochs: int | None = None,
+    augment: bool = False,
+    baseline: str | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+    limit: int | None = None,
+    cache: bool = True,
+) -> Result:
+    """A linear classifier on the frozen encoder.
+
+    Args:
+        encoder: a run, a checkpoint, a timm folder, or a module with its `preprocess`.
+        train: source of the labelled training images (its training split).
+        test: source of the test images (its test or validation split), which have no say in any
+            choice; default the same source, a fifth of it if it has no splits.
+        labels: CSV file instead of the source's own labels: file name, then a class, tags with |
+            between them, or numbers.
+        test_labels: CSV file of the test images' labels; default the same file.
+        kind: what the CSV files hold: "classes", "tags" or "numbers"; "auto" tells.
+        label_fraction: use this share of the training labels, of each class alike.
+        labels_per_class: use this many training labels of each class.
+        epochs: that many epochs of SGD (Zbontar et al. 2021, appendix A, with 100) instead of the
+            exact optimum of logistic regression.
+        augment: SGD on crops and flips drawn anew every epoch, as the papers do, by default 100
+            epochs; every epoch runs the encoder over all training images.
+        baseline: compared with in the same table: "random" (the same architecture, not trained),
+            "pixels", "supervised" (timm's weights, downloaded), or several, separated by commas.
+        seed: chooses the labels, orders the images, initialises the random baseline.
+        batch_size: images at a time through the encoder.
+        limit: use only the first so many images of each source.
+        cache: keep features in $BARLOW_CACHE, by default ~/.cache/barlow/features.
+
+    Returns:
+        Loss and accuracies of classes, the mean average precision of tags, R2 of numbers, of
+        training and test images.
+
+    Raises:
+        UserError: if the labels do not fit, or an option is out of range.
+    """
+    module = encoder_at(encoder)
+    in_chans = preprocess_of(module).in_chans
+    task = open_task(
+        train,
+        test,
+        labels=labels,
+        test_labels=test_labels,
+        kind=kind,
+        in_chans=in_chans,
+        limit=limit,
+    ).few(label_fraction, labels_per_class, seed)
+    if task.kind != "classes" and (augment or epochs is not None):
+        raise UserError(f"SGD is for classes, and these labels are {task.kind}: leave it out")
+    rows, classes = [], len(task.names)
+    for name, one, learnt, held_out in _lines(module, task, baseline, seed, batch_size, cache):
+        if augment:
+            views, passes = view_preset(encoder), _PASSES if epochs is None else epochs
+            classifier, chosen = _augmented(one, task.train, classes, passes, seed, views)
+        else:
+            classifier, chosen = _fit(task.kind, learnt, classes, epochs, seed)
+        scores = classifier(held_out.x)
+        values = measured(task.kind, classifier(learnt.x), learnt.y, "train")
+        values |= measured(task.kind, scores, held_out.y, "val")
+        rows.append(Row(name, values, chosen=chosen, correct=_correct(task, scores, held_out.y)))
+    return Result("linear", tuple(rows), data=task.described())
+
+
+def knn(
+    encoder: str | Path | nn.Module,
+    train: str,
+    test: str | None = None,
+    *,
+    labels: str | None = None,
+    test_labels: str | None = None,
+    kind: AnyKind = "auto",
+    label_fraction: float | None = None,
+    labels_per_class: int | None = None,
+    baseline: str | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+    limit: int | None = None,
+    cache: bool = True,
+) -> Result:
+    """Weighted nearest neighbours: nothing is trained and nothing chosen.
+
+    Args:
+        encoder: a run, a checkpoint, a timm folder, or a module with its `preprocess`.
+        train: source of the labelled images to look among (its training split).
+        test: source of the test images (its test or validation split); default the same source, a
+            fifth of it if it has no splits.
+        labels: CSV file instead of the source's own labels: file name, then a class, tags with |
+            between them, or numbers.
+        test_labels: CSV file of the test images' labels; default the same file.
+        kind: what the CSV files hold: "classes", "tags" or "numbers"; "auto" tells.
+        label_fraction: use this share of the training labels, of each class alike.
+        labels_per_class: use this many training labels of each class.
+        baseline: compared with in the same table: "random" (the same architecture, not trained),
+            "pixels", "supervised" (timm's weights, downloaded), or several, separated by commas.
+        seed: chooses the labels, initialises the random baseline.
+        batch_size: images at a time through the encoder.
+        limit: use only the first so many images of each source.
+        cache: keep features in $BARLOW_CACHE, by default ~/.cache/barlow/features.
+
+    Returns:
+        Accuracy, mean average precision or R2 of the test images, for 20 and 200 neighbours with
+        temperatures 0.07 and 0.1.
+
+    Raises:
+        UserError: if the labels do not fit, or an option is out of range.
+    """
+    module = encoder_at(encoder)
+    in_chans = preprocess_of(module).in_chans
+    task = open_task(
+        train,
+        test,
+        labels=labels,
+        test_labels=test_labels,
+        kind=kind,
+        in_chans=in_chans,
+        limit=limit,
+    ).few(label_fraction, labels_per_class, seed)
+
+    rows = []
+    for name, _, bank, queries in _lines(module, task, baseline, seed, batch_size, cache):
+        ks = tuple(k for k in (20, 200) if k <= len(bank.x)) or (len(bank.x),)
+        classes = task.kind == "classes"
+        targets = F.one_hot(bank.y, len(task.names)).float() if classes else bank.y
+        for (k, t), scores in knn_scores(queries.x, bank.x, targets, ks).items():
+            values = measured(task.kind, scores, queries.y, "val", loss=False)
+            correct = _correct(task, scores, queries.y)
+            rows.append(Row(f"{name}, k = {k}, t = {t}", values, correct=correct))
+    return Result("knn", tuple(rows), data=task.described())
+
+
+def _lines(
+    encoder: nn.Module, task: Task, baseline: str | None, seed: int, batch_size: int, cache: bool
+) -> Iterator[tuple[str, nn.Module, Features, Features]]:
+    """For each line of the table its name, its encoder, and features of training and test."""
+    kept = cache_folder() if cache else None
+    for name, make in compared(encoder, baseline):
+        one = make(seed)
+
+        def features(part: Part, one: nn.Module = one) -> Features:
+            x, rows = features_of(one, part.source, part.rows, batch_size=batch_size, cache=kept)
+            return Features(x, part.known(rows))
+
+        yield name, one, features(task.train), features(task.test)
+
+
+def _fit(
+    kind: Kind, learnt: Features, classes: int, epochs: int | None, seed: int
+) -> tuple[LinearClassifier, dict[str, Any]]:
+    """A classifier, and what was chosen for it; the test is no argument and has no say."""
+    x, y = learnt
+    if kind == "tags":
+        by_tag, penalties = tag_probe(x, y, seed)
+        return by_tag, {"penalties": penalties}
+    if kind == "numbers":
+        found, penalty = ridge_probe(x, y)
+        return found, {"penalty": penalty}
+    if epochs is not None:
+        found, rate = sgd_probe(x, y, classes, epochs, seed=seed)
+        return found, {"rate": rate}
+    found, penalty = logistic_probe(x, y, classes, seed=seed)
+    return found, {"penalty": penalty}
+
+
+def _augmented(
+    encoder: nn.Module, part: Part, classes: int, epochs: int, seed: int, views: str
+) -> tuple[LinearClassifier, dict[str, Any]]:
+    from barlow.evaluation.augmented import augmented_probe
+
+    found, rate = augmented_probe(encoder, part, classes, epochs, seed=seed, views=views)
+    return found, {"rate": rate}
+
+
+def _correct(task: Task, scores: Tensor, y: Tensor) -> str | None:
+    return pack(right(scores, y)) if task.kind == "classes" else None
