@@ -1,7 +1,6 @@
 """The training loop: two views, a loss, a step; readable from top to bottom."""
 
 import logging
-import re
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -25,7 +24,7 @@ from barlow.assembly import (
 from barlow.checkpoint import load_last, save_checkpoint, save_last, write_text
 from barlow.data import Loader
 from barlow.encoders import spec_of
-from barlow.errors import TrainingError, UserError
+from barlow.errors import TrainingError
 from barlow.metrics import Means
 from barlow.model import BarlowTwins
 from barlow.optim import warmup_cosine
@@ -34,6 +33,7 @@ from barlow.ranks import (
     any_rank,
     create_fabric,
     from_all_ranks,
+    launch,
     processes_here,
     share_threads,
     synchronised,
@@ -91,11 +91,7 @@ def train(settings: Settings, out: str | Path, reporter: Reporter | None = None)
     """`pretrain` with settings that are already put together."""
     run = open_run(out, settings)
     fabric = create_fabric(settings)
-    try:
-        # Bound here, not passed: Fabric takes arguments apart, and frozen ones not at all.
-        fabric.launch(partial(_train, settings=settings, run=run, reporter=reporter))
-    except Exception as error:
-        raise _told_by_a_child(error) or error from None
+    launch(fabric, partial(_train, settings=settings, run=run, reporter=reporter))
     return run
 
 
@@ -268,12 +264,3 @@ def _save(run: Run, state: dict[str, Any], encoder: nn.Module, kept: int | None)
             save_encoder(encoder, run.encoder_folder)
     except OSError as error:
         log.warning("cannot save in %s (%s): training goes on and tries again", run.path, error)
-
-
-def _told_by_a_child(error: Exception) -> Exception | None:
-    """The one-line error in the traceback that a spawned process left behind, if it is ours."""
-    for kind in (UserError, TrainingError):
-        name = re.escape(f"{kind.__module__}.{kind.__name__}")
-        if found := re.search(rf"^{name}: (.*)$", str(error), re.MULTILINE):
-            return kind(found[1])
-    return None
