@@ -106,6 +106,15 @@ def _predict(argv: list[str]) -> None:
     print(f"{_call(_predict, predict, argv)} images classified")
 
 
+def _embed(argv: list[str]) -> None:
+    """Write the embedding of every image of a source to one Parquet file."""
+    from barlow.embeddings.writing import write_embeddings
+
+    parser = new_parser("embed", _help(_embed))
+    add_options(parser, write_embeddings, leave_out="reporter")
+    write_embeddings(**parse(parser, argv), reporter=reporter("part"))
+
+
 def _views(argv: list[str]) -> None:
     """Draw images and their two views, to see what the encoder will be asked to ignore."""
     from barlow.assembly import draw
@@ -143,6 +152,7 @@ COMMANDS: dict[str, Command] = {
     "transfer": _transfer,
     "compare": _compare,
     "predict": _predict,
+    "embed": _embed,
     "views": _views,
     "demo": _demo,
 }

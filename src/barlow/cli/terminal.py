@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from barlow.evaluation.compare import Comparison
 
 
-def reporter() -> Reporter:
+def reporter(unit: str = "step") -> Reporter:
     """A bar in a terminal, lines in a log."""
-    return Bar() if sys.stdout.isatty() else Lines()
+    return Bar(unit) if sys.stdout.isatty() else Lines()
 
 
 class Lines(Reporter):
@@ -30,14 +30,15 @@ class Lines(Reporter):
 class Bar(Reporter):
     """A rich progress bar with the loss, its two terms, images a second and the time left."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
         self._progress: Any = None
 
     def start(self, step: int, steps: int) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._progress = Progress(
-            TextColumn("step {task.completed}/{task.total}"),
+            TextColumn(self._unit + " {task.completed}/{task.total}"),
             BarColumn(),
             TextColumn("{task.fields[terms]}"),
             TimeRemainingColumn(),
