@@ -115,6 +115,31 @@ def _embed(argv: list[str]) -> None:
     write_embeddings(**parse(parser, argv), reporter=reporter("part"))
 
 
+def _search(argv: list[str]) -> None:
+    """Find the images that are most like a given one."""
+    from barlow.embeddings.search import search_and_show
+
+    parser = new_parser("search", _help(_search))
+    add_options(parser, search_and_show, leave_out="file")
+    parser.add_argument("--in", type=str, required=True, help="file that barlow embed wrote")
+    values = parse(parser, argv)
+    print_table(search_and_show(file=values.pop("in"), **values))
+
+
+def _duplicates(argv: list[str]) -> None:
+    """Find images that are nearly the same."""
+    from barlow.embeddings.duplicates import find_duplicates
+
+    print_table(_call(_duplicates, find_duplicates, argv))
+
+
+def _anomalies(argv: list[str]) -> None:
+    """Find the images that are least like the training images."""
+    from barlow.embeddings.anomalies import find_anomalies
+
+    print_table(_call(_anomalies, find_anomalies, argv))
+
+
 def _views(argv: list[str]) -> None:
     """Draw images and their two views, to see what the encoder will be asked to ignore."""
     from barlow.assembly import draw
@@ -153,6 +178,9 @@ COMMANDS: dict[str, Command] = {
     "compare": _compare,
     "predict": _predict,
     "embed": _embed,
+    "search": _search,
+    "duplicates": _duplicates,
+    "anomalies": _anomalies,
     "views": _views,
     "demo": _demo,
 }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from barlow.progress import Reporter, describe
 
 if TYPE_CHECKING:
+    from barlow.embeddings.sheet import Listing
     from barlow.evaluation import Result
     from barlow.evaluation.compare import Comparison
 
@@ -64,7 +65,7 @@ class Bar(Reporter):
         self._progress.stop()
 
 
-def print_table(result: "Result | Comparison") -> None:
+def print_table(result: "Result | Comparison | Listing") -> None:
     """Print a result: drawn in a terminal, plain in a log."""
     from rich.console import Console
 

@@ -145,6 +145,8 @@ class Table:
         names = [n for n in ("id", "path", "label") if n in self.parquet.schema_arrow.names]
         if rows is None:
             return dict(self.parquet.read(names).to_pydict())
+        if not len(rows):
+            return {name: [] for name in names}
         metadata = self.parquet.metadata
         sizes = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
         ends = np.cumsum(sizes)
@@ -157,6 +159,12 @@ class Table:
             int(begin[g] + row - (ends[g] - sizes[g])) for g, row in zip(groups, rows, strict=True)
         ]
         return dict(found.take(places).to_pydict())
+
+    def names(self, rows: Sequence[int]) -> list[str]:
+        """What a person finds some images by: their paths, else their ids."""
+        columns = self.columns(rows)
+        paths = columns.get("path", [None] * len(rows))
+        return [path or name for path, name in zip(paths, columns["id"], strict=True)]
 
     def _in_place(
         self, spans: list[tuple[int, int]], dtype: torch.dtype, first: int

@@ -1,8 +1,5 @@
 """Embeddings of any number of images, into one file, by any number of processes."""
 
-import csv
-import io
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from barlow.checkpoint import write_text
 from barlow.data import Source, open_source
-from barlow.data.source import hash_of
+from barlow.embeddings.images import fingerprint_of_images
 from barlow.embeddings.parts import Part, Skipped, begin, join, parts_of
+from barlow.embeddings.sheet import write_csv
 from barlow.embeddings.table import open_table
 from barlow.errors import UserError
 from barlow.evaluation.features import fingerprint_of, part_of, preprocess_of, stream_features
@@ -108,7 +105,7 @@ def _write(
     about = {
         "version": _VERSION,
         "encoder": fingerprint_of(model),
-        "images": _fingerprint_of(images),
+        "images": fingerprint_of_images(images),
         "dtype": dtype,
         "source": images.name,
         "limit": len(images),
@@ -139,7 +136,9 @@ def _write(
     seconds = time.monotonic() - start
     reporter.say(f"{count} images embedded in {seconds:.0f} s: {out}")
     if images.skipped:
-        reporter.say(f"{len(images.skipped)} images cannot be read: {_list_skipped(images, out)}")
+        listed = out.with_suffix(".skipped.csv")
+        write_csv(listed, ["id", "reason"], images.skipped)
+        reporter.say(f"{len(images.skipped)} images cannot be read: {listed}")
 
 
 def _computed(
@@ -183,35 +182,8 @@ def _cast(x: Tensor, dtype: str) -> Tensor:
     return x
 
 
-def _fingerprint_of(images: Source) -> str:
-    """A hash of what the images are, without reading them: files have a size and a time."""
-
-    def state(row: int) -> str:
-        record = images.records[row]
-        if not isinstance(record, str):
-            return ""
-        try:
-            stat = os.stat(record)
-        except OSError:
-            return "missing"
-        return f"{stat.st_size} {stat.st_mtime_ns}"
-
-    on_disk = isinstance(images.records[0], str)
-    return hash_of([images.fingerprint, *(map(state, range(len(images))) if on_disk else ())])
-
-
 def _refuse_other(out: Path, about: dict[str, Any]) -> None:
     found = open_table(out).about
     for key, what in _SAME.items():
         if found.get(key) != about[key]:
             raise UserError(f"the embeddings in {out} {what}: give another --out, or remove it")
-
-
-def _list_skipped(images: Source, out: Path) -> Path:
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["id", "reason"])
-    table.writerows(images.skipped)
-    file = out.with_suffix(".skipped.csv")
-    write_text(file, text.getvalue())
-    return file
