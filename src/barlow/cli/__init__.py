@@ -140,6 +140,17 @@ def _anomalies(argv: list[str]) -> None:
     print_table(_call(_anomalies, find_anomalies, argv))
 
 
+def _explore(argv: list[str]) -> None:
+    """Walk on a map of all images, in the browser (Embedding Atlas)."""
+    from barlow.embeddings.explore import explore
+
+    parser = new_parser("explore", _help(_explore))
+    add_options(parser, explore)
+    values = parse(parser, argv)
+    print("The first time, drawing the map takes a minute or more.", flush=True)
+    explore(**values)
+
+
 def _views(argv: list[str]) -> None:
     """Draw images and their two views, to see what the encoder will be asked to ignore."""
     from barlow.assembly import draw
@@ -181,6 +192,7 @@ COMMANDS: dict[str, Command] = {
     "search": _search,
     "duplicates": _duplicates,
     "anomalies": _anomalies,
+    "explore": _explore,
     "views": _views,
     "demo": _demo,
 }

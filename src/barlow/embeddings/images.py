@@ -33,12 +33,13 @@ def fingerprint_of_images(images: Source) -> str:
     return hash_of([images.fingerprint, *(map(state, range(len(images))) if on_disk else ())])
 
 
-def thumbnails(table: Table, rows: Iterable[int]) -> dict[int, bytes]:
+def thumbnails(table: Table, rows: Iterable[int], images: Source | None = None) -> dict[int, bytes]:
     """Small pictures of some rows, as PNG or JPEG files.
 
     Args:
         table: the embeddings; their images are looked for where they were.
         rows: of the table.
+        images: their source, if it is open already.
 
     Returns:
         A file for every row whose image is still there and can be read.
@@ -53,15 +54,15 @@ def thumbnails(table: Table, rows: Iterable[int]) -> dict[int, bytes]:
             elsewhere[name] = row
         elif picture := picture_of(path):
             found[row] = picture
-    if elsewhere and (images := _source_of(table)):
+    if elsewhere and (images := images or source_of(table)):
         for i, name in enumerate(images.ids):
             if name in elsewhere and (picture := picture_of(images.records[i], images.in_chans)):
                 found[elsewhere[name]] = picture
     return found
 
 
-def _source_of(table: Table) -> Source | None:
-    """The source of a file, opened again; None if it is not there or not the same any more."""
+def source_of(table: Table) -> Source | None:
+    """The source of a file of embeddings, opened again; None if it is gone or another now."""
     about = table.about
     try:
         images = open_source(
