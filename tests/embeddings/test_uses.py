@@ -15,6 +15,7 @@ from barlow.cli import main
 from barlow.embeddings import read_embeddings
 from barlow.embeddings.search import search
 from barlow.embeddings.sheet import Card, write_sheet
+from barlow.embeddings.table import Rows, write_table
 from barlow.errors import UserError
 
 
@@ -199,6 +200,16 @@ def test_anomalies_come_first(photos, encoder_folder, tmp_path, capsys):
     assert distances == sorted(distances, reverse=True)
     assert distances[0] > 10 * abs(distances[1]), "the others are in the training images"
     assert len(Images(page).images) == 4
+
+
+def test_anomalies_by_another_encoder_are_refused(tmp_path, capsys):
+    for name in ("a", "b"):
+        with (tmp_path / name).open("wb") as file:
+            rows = [Rows(["1"], [None], None, np.ones((1, 2), np.float32))]
+            about = {"encoder": name}
+            write_table(file, rows, features=2, dtype="float32", labelled=False, about=about)
+    assert main(["anomalies", str(tmp_path / "a"), "--train", str(tmp_path / "b")]) == 2
+    assert "different encoders" in capsys.readouterr().err
 
 
 def test_a_page_survives_any_name_and_holds_to_the_theme(tmp_path):

@@ -145,10 +145,8 @@ def _explore(argv: list[str]) -> None:
     from barlow.embeddings.explore import explore
 
     parser = new_parser("explore", _help(_explore))
-    add_options(parser, explore)
-    values = parse(parser, argv)
-    print("The first time, drawing the map takes a minute or more.", flush=True)
-    explore(**values)
+    add_options(parser, explore, leave_out="reporter")
+    explore(**parse(parser, argv), reporter=reporter())
 
 
 def _views(argv: list[str]) -> None:

@@ -43,7 +43,7 @@ def find_anomalies(
     if k < 1:
         raise UserError(f"k is {k}: give 1 or more")
     table, known = open_table(file), open_table(train)
-    if table.about.get("encoder") != known.about.get("encoder"):
+    if len({t.about["encoder"] for t in (table, known) if t.about}) > 1:
         raise UserError(f"{file} and {train} are of different encoders: embed both with one")
     found = [
         nearest(known, table.vectors(start, min(start + _AT_ONCE, table.images)), k)

@@ -18,6 +18,7 @@ from barlow.embeddings.images import source_of, thumbnails
 from barlow.embeddings.neighbours import nearest
 from barlow.embeddings.table import Table, open_table
 from barlow.errors import UserError
+from barlow.progress import Reporter
 
 if TYPE_CHECKING:
     pass
@@ -29,18 +30,19 @@ _ROWS = 4096  # in a row group: so many thumbnails are held at a time
 _STATE = b"barlow.embeddings"  # size and time of the file that the map is of
 
 
-def explore(file: str, *, port: int = 5055) -> None:
+def explore(file: str, *, port: int = 5055, reporter: Reporter | None = None) -> None:
     """Draw the map of a file of embeddings, once, and serve it on this machine until interrupted.
 
     Args:
         file: Parquet file that `barlow embed` wrote.
         port: to serve on; the next free one if it is taken.
+        reporter: told what takes time.
 
     Raises:
         UserError: if Embedding Atlas is not installed or does not start, or there is no map.
     """
     command = [
-        *(sys.executable, "-m", "embedding_atlas.cli", str(draw_map(file))),
+        *(sys.executable, "-m", "embedding_atlas.cli", str(draw_map(file, reporter))),
         *("--image", "image", "--x", "projection_x", "--y", "projection_y"),
         *("--neighbors", "neighbors", "--host", "127.0.0.1", "--port", str(port)),
     ]
@@ -49,11 +51,12 @@ def explore(file: str, *, port: int = 5055) -> None:
             raise UserError(f"Embedding Atlas ended with status {status}: see what it said above")
 
 
-def draw_map(file: str) -> Path:
+def draw_map(file: str, reporter: Reporter | None = None) -> Path:
     """Write what Embedding Atlas shows: places in two dimensions, neighbours and thumbnails.
 
     Args:
         file: Parquet file that `barlow embed` wrote.
+        reporter: told what takes time.
 
     Returns:
         The Parquet file `FILE.map.parquet`; left as it is if it is of the same embeddings.
@@ -70,6 +73,7 @@ def draw_map(file: str) -> Path:
     stat = table.path.stat()
     state = f"{stat.st_size} {stat.st_mtime_ns}".encode()
     if _state_of(out) != state:
+        (reporter or Reporter()).say(f"drawing {out}, a minute or more")
         x = read_embeddings(file).embeddings
         neighbours = _neighbours(table, x)
         places = _project(x, neighbours)

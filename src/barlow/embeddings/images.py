@@ -29,8 +29,13 @@ def fingerprint_of_images(images: Source) -> str:
             return "missing"
         return f"{stat.st_size} {stat.st_mtime_ns}"
 
-    on_disk = isinstance(images.records[0], str)
-    return hash_of([images.fingerprint, *(map(state, range(len(images))) if on_disk else ())])
+    states = map(state, range(len(images))) if on_disk(images) else ()
+    return hash_of([images.fingerprint, *states])
+
+
+def on_disk(images: Source) -> bool:
+    """Whether the images are files of their own, judged by the first."""
+    return isinstance(images.records[0], str)
 
 
 def thumbnails(table: Table, rows: Iterable[int], images: Source | None = None) -> dict[int, bytes]:

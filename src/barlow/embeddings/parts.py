@@ -21,6 +21,7 @@ from torch import Tensor
 from barlow.checkpoint import write_atomically, write_text
 from barlow.data import Source
 from barlow.embeddings.encode import labels_of
+from barlow.embeddings.images import on_disk
 from barlow.embeddings.table import Rows, group_size, write_table
 from barlow.errors import UserError
 
@@ -37,21 +38,24 @@ class Part:
     stop: int
     file: Path
 
-    def __len__(self) -> int:
-        """How many images, broken ones included."""
-        return self.stop - self.start
-
     def save(self, x: Tensor, rows: Tensor, skipped: Skipped) -> None:
         """Write embeddings `(n, F)`, the rows of the source `(n,)` they belong to, and the rest."""
         content = save({"x": x, "rows": rows}, {"skipped": json.dumps(skipped)})
         write_atomically(self.file, lambda file: file.write(content))
 
-    def load(self) -> tuple[Tensor, Tensor, Skipped]:
-        """What was saved."""
+    def load(self) -> tuple[Tensor, Tensor]:
+        """The embeddings and rows that were saved."""
+        with self._opened() as file:
+            return file.get_tensor("x"), file.get_tensor("rows")
+
+    def skipped(self) -> Skipped:
+        """The images that could not be read, without reading the embeddings."""
+        with self._opened() as file:
+            return [(row, reason) for row, reason in json.loads(file.metadata()["skipped"])]
+
+    def _opened(self) -> Any:
         try:
-            with safe_open(self.file, "pt") as file:
-                skipped = json.loads(file.metadata()["skipped"])
-                return file.get_tensor("x"), file.get_tensor("rows"), skipped
+            return safe_open(self.file, "pt")
         except (OSError, SafetensorError) as error:
             raise UserError(f"{self.file} is damaged ({error}): remove it and go on") from error
 
@@ -98,14 +102,13 @@ def join(parts: Sequence[Part], images: Source, out: Path, about: dict[str, Any]
     Raises:
         UserError: if more images are broken than the source lets pass, or no image was read.
     """
-    features, count = 0, 0
     for part in parts:
-        x, rows, skipped = part.load()
-        for row, reason in skipped:
+        for row, reason in part.skipped():
             images.skip(row, reason)
-        features, count = max(features, x.shape[1]), count + len(rows)
+    count = len(images) - len(images.skipped)
     if not count:
         raise UserError(f"{images.name}: no image could be read")
+    features = next(x.shape[1] for x, rows in (part.load() for part in parts) if len(rows))
     write = partial(
         write_table,
         groups=_groups(parts, images, group_size(features, about["dtype"])),
@@ -127,7 +130,7 @@ def _groups(parts: Sequence[Part], images: Source, size: int) -> Iterator[Rows]:
     """The embeddings of all parts, `size` at a time."""
     xs, rows = list[Tensor](), list[Tensor]()
     for part in parts:
-        x, read, _ = part.load()
+        x, read = part.load()
         if len(read):
             xs.append(x)
             rows.append(read)
@@ -138,11 +141,6 @@ def _groups(parts: Sequence[Part], images: Source, size: int) -> Iterator[Rows]:
 
 
 def _rows(images: Source, x: Tensor, rows: list[int]) -> Rows:
-    records = [images.records[row] for row in rows] if _on_disk(images) else [None] * len(rows)
+    records = [images.records[row] for row in rows] if on_disk(images) else [None] * len(rows)
     paths = [os.path.abspath(r) if isinstance(r, str) else None for r in records]
     return Rows([images.ids[row] for row in rows], paths, labels_of(images, rows), x.numpy())
-
-
-def _on_disk(images: Source) -> bool:
-    """Whether the images are files of their own, judged by the first."""
-    return isinstance(images.records[0], str)

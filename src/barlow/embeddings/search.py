@@ -111,7 +111,7 @@ def _embedded(encoder: str, queries: Sequence[str], table: Table) -> Tensor:
             row = place[query]
             vectors[query] = table.vectors(row, row + 1)[0]
     model = load_encoder(encoder)
-    if table.about.get("encoder", fingerprint_of(model)) != fingerprint_of(model):
+    if table.about and table.about["encoder"] != fingerprint_of(model):
         raise UserError(
             f"the embeddings in {table.path} are of another encoder than {encoder}: "
             "search with that one, or embed again"

@@ -7,7 +7,6 @@ every list, even of those that are all of one length.
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,8 +180,8 @@ class Table:
                 for at in range(0, rows, most):
                     n = min(most, rows - at)
                     if row + n > first:
-                        read = os.preadv(file.fileno(), [memory[: n * width]], offset + at * width)
-                        if read != n * width:
+                        file.seek(offset + at * width)
+                        if file.readinto(memory[: n * width]) != n * width:
                             raise UserError(f"{self.path} is cut off: make it again")
                         if wide is not stored:
                             wide[:n] = stored[:n]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _VERSION = 1  # of the file
 # By what a file is told from another, and what is said when they differ.
 _SAME = {
-    "version": "were written by another version",
+    "version": "were written by another program or version",
     "encoder": "are of another encoder",
     "images": "are of other images",
     "dtype": "have another precision",
@@ -125,7 +125,7 @@ def _write(
     model.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     start, done = time.monotonic(), len(mine) - len(todo)
     with told(reporter, done, len(mine)):
-        skipped = sum(len(part.load()[2]) for part in mine if part not in todo)
+        skipped = sum(len(part.skipped()) for part in set(mine) - set(todo))
         for part, x, rows, broken in _computed(model, images, todo, batch_size, skipped):
             part.save(_cast(x, dtype), rows, broken)
             reporter.step(done := done + 1)
