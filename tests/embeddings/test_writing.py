@@ -202,7 +202,7 @@ def test_a_killed_process_goes_on_and_gives_the_same_bytes(tmp_path, command):
     def arguments(out):
         return command("embed", tmp_path / "encoder", "mnist5k", "--out", tmp_path / out)
 
-    done = subprocess.run(**arguments("whole.parquet"), capture_output=True, timeout=200)
+    done = subprocess.run(**arguments("whole.parquet"), capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
     folder = tmp_path / "e.parquet.part"
@@ -214,7 +214,7 @@ def test_a_killed_process_goes_on_and_gives_the_same_bytes(tmp_path, command):
             time.sleep(delay)
             process.kill()
     kept = len(list(folder.glob("*.safetensors")))
-    done = subprocess.run(**arguments("e.parquet"), capture_output=True, timeout=200)
+    done = subprocess.run(**arguments("e.parquet"), capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert kept, "something was there to go on from"
     assert not folder.exists()
@@ -227,7 +227,7 @@ def test_two_processes_give_the_same_file_as_one(tmp_path, encoder_folder, comma
     for devices, file in enumerate(files, 1):
         arguments = ("embed", encoder_folder, "mnist5k", "--out", file, "--accelerator", "cpu")
         done = subprocess.run(
-            **command(*arguments, "--devices", devices), capture_output=True, timeout=200
+            **command(*arguments, "--devices", devices), capture_output=True, timeout=300
         )
         assert done.returncode == 0, done.stderr
         assert "5000 images embedded" in done.stdout
