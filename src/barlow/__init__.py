@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from barlow.embeddings import embed
     from barlow.encoders import create_encoder
     from barlow.evaluation import evaluate
     from barlow.loss import BarlowTwinsLoss, cross_correlation
@@ -27,6 +28,7 @@ _ROOMS = {
     "TwoViews": "views",
     "create_encoder": "encoders",
     "cross_correlation": "loss",
+    "embed": "embeddings",
     "evaluate": "evaluation",
     "load_encoder": "share",
     "pretrain": "pretraining",
@@ -41,6 +43,7 @@ __all__ = [
     "TwoViews",
     "create_encoder",
     "cross_correlation",
+    "embed",
     "evaluate",
     "load_encoder",
     "pretrain",

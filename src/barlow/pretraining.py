@@ -1,7 +1,6 @@
 """The training loop: two views, a loss, a step; readable from top to bottom."""
 
 import logging
-import re
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -26,7 +25,7 @@ from barlow.checkpoint import load_last, remove_unfinished, save_checkpoint, sav
 from barlow.data import Loader
 from barlow.encoders import spec_of
 from barlow.environment import environment
-from barlow.errors import TrainingError, UserError
+from barlow.errors import TrainingError
 from barlow.metrics import Means, check_weights
 from barlow.optim import warmup_cosine
 from barlow.progress import Reporter, describe, logged, told
@@ -34,8 +33,7 @@ from barlow.ranks import (
     any_rank,
     create_fabric,
     from_all_ranks,
-    launched_from_outside,
-    lost_a_rank,
+    launch,
     processes_here,
     share_threads,
     synchronised,
@@ -96,20 +94,7 @@ def train(settings: Settings, out: str | Path, reporter: Reporter | None = None)
     run = open_run(out, settings)
     reporter = tracked(reporter, settings, run)
     fabric = create_fabric(settings)
-    try:
-        # Bound here, not passed: Fabric takes arguments apart, and frozen ones not at all.
-        spawns = settings.devices > 1 and not launched_from_outside()
-        with stop_on_signals(pass_on=True) if spawns else nullcontext():
-            fabric.launch(partial(_train, settings=settings, run=run, reporter=reporter))
-    except Exception as error:
-        if told := _told_by_a_child(error):
-            raise told from None
-        if lost_a_rank(error):
-            raise TrainingError(
-                "another process of this training, or the way to it, is gone: "
-                "run the same command again to go on"
-            ) from error
-        raise
+    launch(fabric, partial(_train, settings=settings, run=run, reporter=reporter))
     return run
 
 
@@ -299,12 +284,3 @@ def _save(
                 "and run the same command again, it goes on from the last checkpoint"
             ) from error
         log.warning("cannot save in %s (%s): training goes on and tries again", run.path, error)
-
-
-def _told_by_a_child(error: Exception) -> Exception | None:
-    """The one-line error in the traceback that a spawned process left behind, if it is ours."""
-    for kind in (UserError, TrainingError):
-        name = re.escape(f"{kind.__module__}.{kind.__name__}")
-        if found := re.search(rf"^{name}: (.*)$", str(error), re.MULTILINE):
-            return kind(found[1])
-    return None

@@ -2,8 +2,10 @@
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -14,8 +16,9 @@ from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing.spawn import ProcessExitedException
 from torch.overrides import TorchFunctionMode
 
-from barlow.errors import UserError
+from barlow.errors import TrainingError, UserError
 from barlow.settings import Settings
+from barlow.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -31,7 +34,16 @@ Module = TypeVar("Module", bound=nn.Module)
 _PRECISIONS = {"64": "64-true", "32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
-def create_fabric(settings: Settings) -> "Fabric":
+@dataclass(frozen=True)
+class Devices:
+    """What a task asks of the machine, where `Settings` would say more than it has to."""
+
+    accelerator: str = "auto"
+    devices: int = 1
+    precision: str = "32"
+
+
+def create_fabric(settings: Settings | Devices) -> "Fabric":
     """A Fabric for these settings: one process, several of ours, torchrun's or SLURM's.
 
     Raises:
@@ -80,12 +92,39 @@ def _join(fabric: "Fabric") -> None:
     )
 
 
-def lost_a_rank(error: Exception) -> bool:
-    """Whether an error is that another process, or the way to it, is gone."""
-    return isinstance(error, dist.DistError | ProcessExitedException) or "gloo" in str(error)
+def launch(fabric: "Fabric", task: Callable[["Fabric"], None]) -> None:
+    """Run a task on every process; its error is raised here as it was raised there.
+
+    Args:
+        fabric: from `create_fabric`.
+        task: called with the Fabric of its process. Arguments are bound to it beforehand: Fabric
+            takes those it passes on apart, and frozen ones not at all.
+    """
+    # Started here, the others are children of this process, which only waits.
+    children = fabric.world_size > 1 and not launched_from_outside()
+    try:
+        with stop_on_signals(pass_on=True) if children else nullcontext():
+            fabric.launch(task)
+    except Exception as error:
+        if told := _told_by_a_child(error):
+            raise told from None
+        if isinstance(error, dist.DistError | ProcessExitedException) or "gloo" in str(error):
+            raise TrainingError(
+                "another process, or the way to it, is gone: run the same command again to go on"
+            ) from error
+        raise
 
 
-def processes_here(settings: Settings) -> int:
+def _told_by_a_child(error: Exception) -> Exception | None:
+    """The one-line error in the traceback that a spawned process left behind, if it is ours."""
+    for kind in (UserError, TrainingError):
+        name = re.escape(f"{kind.__module__}.{kind.__name__}")
+        if found := re.search(rf"^{name}: (.*)$", str(error), re.MULTILINE):
+            return kind(found[1])
+    return None
+
+
+def processes_here(settings: Settings | Devices) -> int:
     """Processes on this machine: as many as torchrun or SLURM started, else as the settings say."""
     started = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE")
     return int(started or settings.devices)

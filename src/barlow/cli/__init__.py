@@ -111,6 +111,49 @@ def _predict(argv: list[str]) -> None:
     print(f"{_call(_predict, predict, argv)} images classified")
 
 
+def _embed(argv: list[str]) -> None:
+    """Write the embedding of every image of a source to one Parquet file."""
+    from barlow.embeddings.writing import write_embeddings
+
+    parser = new_parser("embed", _help(_embed))
+    add_options(parser, write_embeddings, leave_out="reporter")
+    write_embeddings(**parse(parser, argv), reporter=reporter(unit="part"))
+
+
+def _search(argv: list[str]) -> None:
+    """Find the images that are most like a given one."""
+    from barlow.embeddings.search import search_and_show
+
+    parser = new_parser("search", _help(_search))
+    add_options(parser, search_and_show, leave_out="file")
+    parser.add_argument("--in", type=str, required=True, help="file that barlow embed wrote")
+    values = parse(parser, argv)
+    print_table(search_and_show(file=values.pop("in"), **values))
+
+
+def _duplicates(argv: list[str]) -> None:
+    """Find images that are nearly the same."""
+    from barlow.embeddings.duplicates import find_duplicates
+
+    print_table(_call(_duplicates, find_duplicates, argv))
+
+
+def _anomalies(argv: list[str]) -> None:
+    """Find the images that are least like the training images."""
+    from barlow.embeddings.anomalies import find_anomalies
+
+    print_table(_call(_anomalies, find_anomalies, argv))
+
+
+def _explore(argv: list[str]) -> None:
+    """Walk on a map of all images, in the browser (Embedding Atlas)."""
+    from barlow.embeddings.explore import explore
+
+    parser = new_parser("explore", _help(_explore))
+    add_options(parser, explore, leave_out="reporter")
+    explore(**parse(parser, argv), reporter=reporter())
+
+
 def _views(argv: list[str]) -> None:
     """Draw images and their two views, to see what the encoder will be asked to ignore."""
     from barlow.assembly import draw
@@ -190,6 +233,11 @@ COMMANDS: dict[str, Command] = {
     "transfer": _transfer,
     "compare": _compare,
     "predict": _predict,
+    "embed": _embed,
+    "search": _search,
+    "duplicates": _duplicates,
+    "anomalies": _anomalies,
+    "explore": _explore,
     "views": _views,
     "export": _export,
     "push": _push,

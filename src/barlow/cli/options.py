@@ -70,12 +70,13 @@ def add_options(
     target: Callable[..., Any],
     defaults: dict[str, Any] | None = None,
     only: Iterable[str] | None = None,
+    leave_out: str | None = None,
 ) -> None:
     """Give a parser the options of a target, with other defaults or only some of them."""
     from jsonargparse import ActionYesNo
 
     for name, kind, default, text in options_of(target):
-        if only is not None and name not in only:
+        if name == leave_out or (only is not None and name not in only):
             continue
         value = (defaults or {}).get(name, default)
         flag = f"--{name.replace('_', '-')}"

@@ -9,17 +9,18 @@ from barlow.errors import UserError
 from barlow.progress import Reporter, describe
 
 if TYPE_CHECKING:
+    from barlow.embeddings.sheet import Listing
     from barlow.evaluation import Result
     from barlow.evaluation.compare import Comparison
 
 
-def reporter(quiet: bool = False, verbose: bool = False) -> Reporter:
+def reporter(quiet: bool = False, verbose: bool = False, unit: str = "step") -> Reporter:
     """A bar in a terminal, lines in a log."""
     if quiet and verbose:
         raise UserError("--quiet and --verbose are both given: give one of them")
     if quiet:
         return Warnings()
-    return Bar(verbose) if sys.stdout.isatty() else Lines(verbose)
+    return Bar(verbose, unit) if sys.stdout.isatty() else Lines(verbose)
 
 
 class Warnings(Reporter):
@@ -46,15 +47,15 @@ class Lines(Reporter):
 class Bar(Reporter):
     """A rich progress bar with the loss, its two terms, images a second and the time left."""
 
-    def __init__(self, verbose: bool) -> None:
-        self._verbose = verbose
+    def __init__(self, verbose: bool, unit: str) -> None:
+        self._verbose, self._unit = verbose, unit
         self._progress: Any = None
 
     def start(self, step: int, steps: int) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._progress = Progress(
-            TextColumn("step {task.completed}/{task.total}"),
+            TextColumn(self._unit + " {task.completed}/{task.total}"),
             BarColumn(),
             TextColumn("{task.fields[terms]}"),
             TimeRemainingColumn(),
@@ -94,7 +95,7 @@ def tell_origins() -> None:
     logger.handlers = [_ToStderr()]
 
 
-def print_table(result: "Result | Comparison") -> None:
+def print_table(result: "Result | Comparison | Listing") -> None:
     """Print a result: drawn in a terminal, plain in a log."""
     from rich.console import Console
 

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from barlow.checkpoint import write_atomically
 from barlow.data import Preprocess, Source, eval_batches
-from barlow.data.source import Records, Table
+from barlow.data.source import Records, Table, hash_of
 from barlow.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -84,9 +84,31 @@ def _extract_together(encoder: nn.Module, source: Source, batch_size: int) -> tu
 
 def extract(encoder: nn.Module, source: Source, batch_size: int = 256) -> tuple[Tensor, Tensor]:
     """`features_of` without cache, for all images of a source."""
+    x, read = torch.empty(0), list[Tensor]()
+    for y, rows in stream_features(encoder, source, batch_size):
+        if not read:  # one array from the start: joining batches would take it twice
+            x = torch.empty(len(source), y.shape[1])
+        start = sum(len(rows) for rows in read)
+        x[start : start + len(rows)] = y
+        read.append(rows)
+    if not read:
+        raise UserError(f"{source.name}: no image could be read")
+    indices = torch.cat(read)
+    return x[: len(indices)], indices
+
+
+def stream_features(
+    encoder: nn.Module, source: Source, batch_size: int = 256
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The features of one batch of images after another, decoded while the encoder works.
+
+    The encoder is in eval mode meanwhile.
+
+    Yields:
+        Features `(B, F)` float32 on the CPU and the rows `(B,)` of the source they belong to.
+    """
     preprocess = preprocess_of(encoder)
     device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
-    x, read = torch.empty(0), list[Tensor]()
     was_training = [module for module in encoder.modules() if module.training]
     encoder.eval()
     try:
@@ -98,24 +120,15 @@ def extract(encoder: nn.Module, source: Source, batch_size: int = 256) -> tuple[
                     f"the encoder gives {tuple(y.shape)} for {len(rows)} images, expected "
                     "(images, features): create it without a classifier, with pooling"
                 )
-            if not read:  # one array from the start: joining batches would take it twice
-                x = torch.empty(len(source), y.shape[1])
-            start = sum(len(rows) for rows in read)
-            x[start : start + len(rows)] = y
-            read.append(rows)
+            if not y.isfinite().all():
+                raise UserError(
+                    "the encoder's features are not finite: its training diverged, take an "
+                    "earlier checkpoint or train with a lower rate"
+                )
+            yield y, rows
     finally:
         for module in was_training:
             module.training = True
-    if not read:
-        raise UserError(f"{source.name}: no image could be read")
-    indices = torch.cat(read)
-    x = x[: len(indices)]
-    if not x.isfinite().all():
-        raise UserError(
-            "the encoder's features are not finite: its training diverged, take an earlier "
-            "checkpoint or train with a lower rate"
-        )
-    return x, indices
 
 
 def preprocess_of(encoder: nn.Module) -> Preprocess:
@@ -134,8 +147,8 @@ def part_of(source: Source, rows: Tensor) -> Source:
     if len(rows) == len(source) and bool((rows == torch.arange(len(source))).all()):
         chosen: Records = source.records
     else:
-        chosen = _Chosen(source.records, rows.tolist())
-    ids = _Chosen(source.ids, rows.tolist())
+        chosen = _Chosen(source.records, rows.numpy())
+    ids = _Chosen(source.ids, rows.numpy())
     table = Table(chosen, ids, fingerprint=source.fingerprint)  # type: ignore[arg-type]
     return Source(source.name, table, source.in_chans, len(rows), source.max_broken)
 
@@ -163,24 +176,28 @@ def _gathered(value: Any) -> list[Any]:
 
 
 class _Chosen:
-    def __init__(self, values: Any, rows: Sequence[int]) -> None:
+    def __init__(self, values: Any, rows: np.ndarray[Any, Any]) -> None:
         self._values, self._rows = values, rows
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Any:
-        return self._values[self._rows[index]]
+        return self._values[int(self._rows[index])]
 
 
 def _fingerprint(encoder: nn.Module, source: Source) -> str:
+    return hash_of([fingerprint_of(encoder), content_of(source)])
+
+
+def fingerprint_of(encoder: nn.Module) -> str:
+    """A hash of an encoder: its modules, its weights and its preprocessing."""
     digest = hashlib.sha256()
     # The text of the modules: two encoders may share all weights and differ in an activation.
     digest.update(f"{encoder}\n{encoder.preprocess}".encode())
     for name, value in encoder.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    digest.update(content_of(source).encode())
     return digest.hexdigest()[:32]
 
 

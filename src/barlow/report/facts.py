@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from barlow.errors import UserError
-from barlow.evaluation.protocols import WITH, WITHOUT
+from barlow.evaluation.compared import WITH, WITHOUT
 from barlow.evaluation.result import Result, Row
 from barlow.run import Run
 from barlow.settings import Settings

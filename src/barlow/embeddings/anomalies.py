@@ -1,0 +1,75 @@
+"""Images that are unlike all that was seen before."""
+
+from pathlib import Path
+
+import torch
+
+from barlow.embeddings.images import thumbnails
+from barlow.embeddings.neighbours import nearest
+from barlow.embeddings.sheet import Card, Listing, write_csv, write_sheet
+from barlow.embeddings.table import open_table
+from barlow.errors import UserError
+
+_AT_ONCE = 4096  # images judged in one pass over the training images
+
+
+def find_anomalies(
+    file: str,
+    train: str,
+    *,
+    k: int = 5,
+    top: int = 20,
+    out: str | None = None,
+    html: str | None = None,
+) -> Listing:
+    """Rank images by their distance to the nearest training images.
+
+    The distance is 1 less the mean cosine similarity to the k nearest.
+
+    Args:
+        file: Parquet file that `barlow embed` wrote, of the images to judge.
+        train: the same of the training images, by the same encoder.
+        k: how many of the nearest training images count.
+        top: how many images to show, the most distant first.
+        out: CSV file to write, with the distance of every image.
+        html: page to write, with the images shown and the training image nearest to each.
+
+    Returns:
+        The first images.
+
+    Raises:
+        UserError: if the two files are of different encoders.
+    """
+    if k < 1:
+        raise UserError(f"k is {k}: give 1 or more")
+    table, known = open_table(file), open_table(train)
+    if len({t.about["encoder"] for t in (table, known) if t.about}) > 1:
+        raise UserError(f"{file} and {train} are of different encoders: embed both with one")
+    found = [
+        nearest(known, table.vectors(start, min(start + _AT_ONCE, table.images)), k)
+        for start in range(0, table.images, _AT_ONCE)
+    ]
+    distance = torch.cat([1 - similarity.mean(1) for similarity, _ in found])  # (N,)
+    rows = torch.cat([rows[:, 0] for _, rows in found])  # (N,)
+    order = distance.argsort(descending=True, stable=True)[: None if out else top].tolist()
+    names = table.names(order)
+    nearest_row = rows[order].tolist()
+    labels = table.columns(order).get("label", [None] * len(order))
+    lines = [
+        [f"{d:.4f}", name, label or "", other]
+        for d, name, label, other in zip(
+            distance[order].tolist(), names, labels, known.names(nearest_row), strict=True
+        )
+    ]
+    headings = ["distance", "image", "label", "nearest training image"]
+    if out is not None:
+        write_csv(Path(out), headings, lines)
+    if html is not None:
+        pictures = thumbnails(table, order[:top])
+        others = thumbnails(known, nearest_row[:top])
+        sections = [
+            (line[0], [Card(pictures.get(i), line[1], line[2]), Card(others.get(j), line[3], "")])
+            for line, i, j in zip(lines, order[:top], nearest_row[:top], strict=False)
+        ]
+        write_sheet(html, f"Anomalies in {file}", sections)
+    return Listing(headings, lines[:top])

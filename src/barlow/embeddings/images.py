@@ -1,0 +1,97 @@
+"""The images behind a file of embeddings: whether they are the same, and how they look."""
+
+import os
+from collections.abc import Iterable
+from io import BytesIO
+
+from PIL import Image
+
+from barlow.data import Source, open_source
+from barlow.data.decode import BrokenImage, Raw, decode
+from barlow.data.source import hash_of
+from barlow.embeddings.table import Table
+from barlow.errors import UserError
+
+_SIDE = 160  # pixels of a thumbnail, at most
+_SMALL = 64  # images up to this size are kept as they are
+
+
+def fingerprint_of_images(images: Source) -> str:
+    """A hash of what the images are, without reading them: files have a size and a time."""
+
+    def state(row: int) -> str:
+        record = images.records[row]
+        if not isinstance(record, str):
+            return ""
+        try:
+            stat = os.stat(record)
+        except OSError:
+            return "missing"
+        return f"{stat.st_size} {stat.st_mtime_ns}"
+
+    states = map(state, range(len(images))) if on_disk(images) else ()
+    return hash_of([images.fingerprint, *states])
+
+
+def on_disk(images: Source) -> bool:
+    """Whether the images are files of their own, judged by the first."""
+    return isinstance(images.records[0], str)
+
+
+def thumbnails(table: Table, rows: Iterable[int], images: Source | None = None) -> dict[int, bytes]:
+    """Small pictures of some rows, as PNG or JPEG files.
+
+    Args:
+        table: the embeddings; their images are looked for where they were.
+        rows: of the table.
+        images: their source, if it is open already.
+
+    Returns:
+        A file for every row whose image is still there and can be read.
+    """
+    rows = sorted(set(rows))
+    columns = table.columns(rows)
+    paths = columns.get("path", [None] * len(rows))
+    found: dict[int, bytes] = {}
+    elsewhere: dict[str, int] = {}
+    for row, name, path in zip(rows, columns["id"], paths, strict=True):
+        if path is None:
+            elsewhere[name] = row
+        elif picture := picture_of(path):
+            found[row] = picture
+    if elsewhere and (images := images or source_of(table)):
+        for i, name in enumerate(images.ids):
+            if name in elsewhere and (picture := picture_of(images.records[i], images.in_chans)):
+                found[elsewhere[name]] = picture
+    return found
+
+
+def source_of(table: Table) -> Source | None:
+    """The source of a file of embeddings, opened again; None if it is gone or another now."""
+    about = table.about
+    try:
+        images = open_source(
+            about["source"], in_chans=about["preprocess"]["in_chans"], limit=about["limit"]
+        )
+    except (UserError, KeyError):
+        return None
+    return images if fingerprint_of_images(images) == about["images"] else None
+
+
+def picture_of(raw: Raw, in_chans: int = 3) -> bytes | None:
+    """A small picture of one image, as a PNG or JPEG file; None if it cannot be read."""
+    try:
+        pixels = decode(raw, in_chans)
+    except BrokenImage:
+        return None
+    if in_chans not in (1, 3):
+        pixels = pixels[:1]
+    array = pixels.permute(1, 2, 0).numpy()
+    image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+    file = BytesIO()
+    if max(image.size) <= _SMALL:
+        image.save(file, "PNG")
+    else:
+        image.thumbnail((_SIDE, _SIDE))
+        image.save(file, "JPEG", quality=80)
+    return file.getvalue()

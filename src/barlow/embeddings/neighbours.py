@@ -1,0 +1,101 @@
+"""Which embeddings are alike: exact cosine similarity, in bounded memory."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from barlow.embeddings.table import Table
+from barlow.errors import UserError
+
+_HELD = 2**20  # similarities held at a time for one query; fewer of each for more queries
+_QUERIES = 4096  # at a time
+_MOST_PAIRS = 10_000_000
+_ROUNDING = 1e-6  # of a cosine in float32: a vector's with itself may be a little less than 1
+
+
+def nearest(table: Table, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Find the k most similar rows of a file for each query.
+
+    Args:
+        table: the file.
+        queries: `(Q, F)` float32.
+        k: how many; all rows if there are fewer.
+
+    Returns:
+        Cosine similarities `(Q, k)`, the largest first, and the rows `(Q, k)` int64.
+
+    Raises:
+        UserError: if the queries have another number of features.
+    """
+    if queries.shape[1] != table.features:
+        raise UserError(
+            f"{table.path} has {table.features} features an image, the query has "
+            f"{queries.shape[1]}: they are of different encoders"
+        )
+    k = min(k, table.images)
+    best = queries.new_empty(len(queries), 0)
+    rows = torch.empty(len(queries), 0, dtype=torch.int64)
+    for start, similarity in _similarities(table, queries):
+        top, at = similarity.topk(min(k, similarity.shape[1]))
+        best, rows = torch.cat([best, top], 1), torch.cat([rows, at + start], 1)
+        best, order = best.topk(min(k, best.shape[1]))
+        rows = rows.gather(1, order)
+    return best, rows
+
+
+def pairs_above(table: Table, threshold: float) -> tuple[Tensor, Tensor]:
+    """Find all pairs of rows of a file that are at least so similar.
+
+    Args:
+        table: the file.
+        threshold: of the cosine similarity.
+
+    Returns:
+        Pairs of rows `(P, 2)` int64, the first the smaller, and their similarities `(P,)`; the
+        most similar first.
+
+    Raises:
+        UserError: if there are more than ten million.
+    """
+    pairs, similarities, count = list[Tensor](), list[Tensor](), 0
+    for first in range(0, table.images, _QUERIES):
+        queries = table.vectors(first, min(first + _QUERIES, table.images))
+        for start, similarity in _similarities(table, queries, first):
+            i, j = (similarity >= threshold - _ROUNDING).nonzero(as_tuple=True)
+            later = start + j > first + i
+            i, j = i[later], j[later]
+            pairs.append(torch.stack([first + i, start + j], 1))
+            similarities.append(similarity[i, j])
+            count += len(i)
+            if count > _MOST_PAIRS:
+                raise UserError(
+                    f"{table.path} has more than {_MOST_PAIRS:,} pairs at {threshold:g} and above: "
+                    "raise the threshold"
+                )
+    found, order = torch.cat(similarities).sort(descending=True, stable=True)
+    return torch.cat(pairs)[order], found
+
+
+def _similarities(table: Table, queries: Tensor, first: int = 0) -> Iterator[tuple[int, Tensor]]:
+    """Cosines of the queries `(Q, F)` with the rows from `first` on, many at a time.
+
+    Yields:
+        The number of the first row, and `(Q, n)`, which the next overwrites.
+    """
+    queries = F.normalize(queries)
+    size = max(_QUERIES, _HELD // len(queries))
+    held = torch.empty(len(queries), size)
+    start, filled = first, 0
+    for _, block in table.blocks(first):
+        for some in torch.split(block, size):
+            if filled + len(some) > size:
+                yield start, held[:, :filled]
+                start, filled = start + filled, 0
+            # Divided by the lengths afterwards: the block itself is looked at twice, not copied.
+            lengths = torch.linalg.vector_norm(some, dim=1).clamp_min_(1e-12)
+            held[:, filled : filled + len(some)] = (queries @ some.T).div_(lengths)
+            filled += len(some)
+    if filled:
+        yield start, held[:, :filled]

@@ -1,0 +1,127 @@
+"""Images like a given one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from barlow.data.decode import BrokenImage, decode
+from barlow.embeddings.images import picture_of, thumbnails
+from barlow.embeddings.neighbours import nearest
+from barlow.embeddings.sheet import Card, Listing, write_sheet
+from barlow.embeddings.table import Table, open_table
+from barlow.errors import UserError
+from barlow.evaluation.features import fingerprint_of, preprocess_of
+
+
+class Hit(NamedTuple):
+    """An image that was found."""
+
+    row: int
+    similarity: float
+    id: str
+    label: str | None
+    path: str | None
+
+
+def search(encoder: str, queries: Sequence[str], file: str, top: int = 20) -> list[list[Hit]]:
+    """Find the images of a file that are most like some others, by exact cosine similarity.
+
+    Args:
+        encoder: the run, checkpoint or timm folder that the embeddings are of.
+        queries: image files, or ids of images in the file.
+        file: Parquet file that `barlow embed` wrote.
+        top: how many for each query.
+
+    Returns:
+        The hits of each query, the most similar first.
+
+    Raises:
+        UserError: if the embeddings are of another encoder, or a query cannot be read.
+    """
+    if top < 1:
+        raise UserError(f"top is {top}: give 1 or more")
+    table = open_table(file)
+    similarity, rows = nearest(table, _embedded(encoder, queries, table), top)
+    columns = table.columns(rows.flatten().tolist())
+    none = [None] * rows.numel()
+    told = zip(
+        rows.flatten().tolist(),
+        similarity.flatten().tolist(),
+        columns["id"],
+        columns.get("label", none),
+        columns.get("path", none),
+        strict=True,
+    )
+    hits = [Hit(*values) for values in told]
+    k = rows.shape[1]
+    return [hits[i : i + k] for i in range(0, len(hits), k)]
+
+
+def search_and_show(
+    encoder: str, queries: Sequence[str], file: str, top: int = 20, html: str | None = None
+) -> Listing:
+    """`search`, as a table and a page of thumbnails.
+
+    Args:
+        encoder: the run, checkpoint or timm folder that the embeddings are of.
+        queries: image files, or ids of images in the file.
+        file: Parquet file that `barlow embed` wrote.
+        top: how many for each query.
+        html: page to write, with the query and what was found; it needs no network.
+    """
+    found = search(encoder, queries, file, top)
+    lines = [
+        [query, str(rank), f"{hit.similarity:.4f}", hit.label or "", hit.path or hit.id]
+        for query, hits in zip(queries, found, strict=True)
+        for rank, hit in enumerate(hits, 1)
+    ]
+    headings = ["query", "rank", "similarity", "label", "image"]
+    if html is not None:
+        table = open_table(file)
+        pictures = thumbnails(table, [hit.row for hits in found for hit in hits])
+        sections = []
+        for query, hits in zip(queries, found, strict=True):
+            cards = [
+                Card(pictures.get(hit.row), hit.id, f"{hit.similarity:.4f} {hit.label or ''}")
+                for hit in hits
+            ]
+            asked = [Card(picture_of(query), query, "query")] if Path(query).is_file() else []
+            sections.append((query, [*asked, *cards]))
+        write_sheet(html, f"Search in {file}", sections)
+    return Listing(headings, lines, f"page: {html}" if html else "")
+
+
+def _embedded(encoder: str, queries: Sequence[str], table: Table) -> Tensor:
+    """The queries `(Q, F)`: images through the encoder, ids from the file."""
+    from barlow.share import load_encoder
+
+    files = [query for query in queries if Path(query).is_file()]
+    named = [query for query in queries if query not in files]
+    vectors: dict[str, Tensor] = {}
+    if named:
+        place = {name: row for row, name in enumerate(table.columns()["id"])}
+        for query in named:
+            if query not in place:
+                raise UserError(
+                    f"no image {query!r}: it is neither a file nor an id in {table.path}"
+                )
+            row = place[query]
+            vectors[query] = table.vectors(row, row + 1)[0]
+    model = load_encoder(encoder)
+    if table.about and table.about["encoder"] != fingerprint_of(model):
+        raise UserError(
+            f"the embeddings in {table.path} are of another encoder than {encoder}: "
+            "search with that one, or embed again"
+        )
+    preprocess = preprocess_of(model)
+    for query in files:
+        try:
+            image = decode(query, preprocess.in_chans)
+        except BrokenImage as error:
+            raise UserError(f"{query} cannot be read: {error}") from None
+        with torch.inference_mode():
+            vectors[query] = model(preprocess(image)[None])[0].float()
+    return torch.stack([vectors[query] for query in queries])

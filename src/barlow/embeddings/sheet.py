@@ -1,0 +1,107 @@
+"""What is found: a table for the terminal, a CSV file, a page of thumbnails."""
+
+import base64
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, NamedTuple
+
+from barlow.checkpoint import write_atomically, write_text
+from barlow.evaluation.result import text_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_STYLE = """
+:root { color-scheme: light dark; --faint: #666; --ground: #f2f2f2; }
+@media (prefers-color-scheme: dark) { :root { --faint: #aaa; --ground: #2a2a2a; } }
+body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem; }
+h2 { font-size: 1rem; margin: 2rem 0 .5rem; overflow-wrap: anywhere; }
+ul { display: flex; flex-wrap: wrap; gap: 1rem; list-style: none; margin: 0; padding: 0; }
+li { width: 128px; overflow-wrap: anywhere; }
+img, .none { width: 128px; height: 128px; object-fit: contain; background: var(--ground); }
+.none { display: grid; place-items: center; color: var(--faint); }
+.small { image-rendering: pixelated; }
+small { color: var(--faint); }
+"""
+
+
+class Listing(NamedTuple):
+    """Lines under headings, and a sentence below them."""
+
+    headings: list[str]
+    lines: list[list[str]]
+    note: str = ""
+
+    def table(self) -> "Table":
+        """The table for a terminal."""
+        from rich.table import Table
+
+        table = Table(caption=self.note or None, caption_justify="left")
+        for heading in self.headings:
+            table.add_column(heading, overflow="fold")
+        for line in self.lines:
+            table.add_row(*line)
+        return table
+
+    def __str__(self) -> str:
+        table = text_table([self.headings, *self.lines])
+        return f"{table}\n{self.note}" if self.note else table
+
+
+class Card(NamedTuple):
+    """One image of a page: its file, what it is called, and what is said of it."""
+
+    image: bytes | None  # PNG or JPEG; None if the image is not there any more
+    name: str
+    told: str
+
+
+def write_csv(file: Path, headings: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    """Write lines under headings, one after another."""
+
+    def write(binary: IO[bytes]) -> None:
+        text = io.TextIOWrapper(binary, encoding="utf-8", newline="")
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(headings)
+        table.writerows(lines)
+        text.flush()
+        text.detach()  # the file is not ours to close
+
+    write_atomically(file, write)
+
+
+def write_sheet(
+    file: str | Path, title: str, sections: Sequence[tuple[str, Sequence[Card]]]
+) -> None:
+    """Write a page that needs nothing but itself: thumbnails are inside, nothing is fetched.
+
+    Args:
+        file: HTML file to write.
+        title: of the page.
+        sections: headings and the cards below them.
+    """
+    body = "".join(
+        f"<section><h2>{escape(heading)}</h2><ul>{''.join(map(_card, cards))}</ul></section>\n"
+        for heading, cards in sections
+    )
+    write_text(
+        Path(file),
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<body><h1>{escape(title)}</h1>\n{body}</body></html>\n",
+    )
+
+
+def _card(card: Card) -> str:
+    if card.image is None:
+        picture = '<div class="none">no image</div>'
+    else:
+        is_png = card.image.startswith(b"\x89PNG")  # small images are
+        kind, style = ("png", ' class="small"') if is_png else ("jpeg", "")
+        data = base64.b64encode(card.image).decode()
+        picture = f'<img{style} alt="{escape(card.name)}" src="data:image/{kind};base64,{data}">'
+    return f"<li>{picture}<br>{escape(card.told)}<br><small>{escape(card.name)}</small></li>"

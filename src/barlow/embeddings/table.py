@@ -1,0 +1,303 @@
+"""The Parquet file of embeddings: any reader's to read, and ours without decoding.
+
+Vectors are written plain: neither compressed nor encoded, a row group's in a single page. They
+then stand in the file as they stand in memory, and a search reads them from where they are. What
+pyarrow makes of the same column takes fifty times as long, because Parquet counts the elements of
+every list, even of those that are all of one length.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from barlow.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow.parquet import ColumnChunkMetaData, ParquetFile
+
+EMBEDDING = "embedding"
+_ELEMENT = f"{EMBEDDING}.list.element"
+_ABOUT = b"barlow"  # key of what a file says of itself, as JSON
+
+_GROUP_BYTES, _GROUP_ROWS = 2**24, 2**14  # of a row group, at most: pyarrow gives more two pages
+_BLOCK_BYTES = 2**20  # of vectors looked at together: they stay in a core's own cache
+_DTYPES = {"float": torch.float32, "halffloat": torch.float16}
+_HEADER_BYTES = 256  # more than the header of a page takes
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of the table, column by column."""
+
+    ids: Sequence[str]
+    paths: Sequence[str | None]
+    labels: Sequence[str | None] | None  # None if no image has one
+    embeddings: np.ndarray[Any, Any]  # (n, F) float32 or float16
+
+
+def group_size(features: int, dtype: str) -> int:
+    """Rows in a row group, of so many features of "float32" or "float16"."""
+    return max(1, min(_GROUP_ROWS, _GROUP_BYTES // (features * np.dtype(dtype).itemsize)))
+
+
+def write_table(
+    file: IO[bytes],
+    groups: Iterable[Rows],
+    *,
+    features: int,
+    dtype: str,
+    labelled: bool,
+    about: dict[str, Any],
+) -> None:
+    """Write row groups, one after another.
+
+    Args:
+        file: open for writing.
+        groups: each of at most `group_size` rows.
+        features: width of the embedding.
+        dtype: "float32" or "float16".
+        labelled: whether there is a column of labels.
+        about: what the file is to say of itself; plain values.
+    """
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    number = pa.field("element", pa.from_numpy_dtype(dtype), nullable=False)
+    vector = pa.list_(number, features)
+    columns = [pa.field("id", pa.string(), nullable=False), pa.field("path", pa.string())]
+    if labelled:
+        columns.append(pa.field("label", pa.string()))
+    columns.append(pa.field(EMBEDDING, vector, nullable=False))
+    schema = pa.schema(columns, metadata={_ABOUT: json.dumps(about)})
+    texts = [column.name for column in columns[:-1]]
+    with ParquetWriter(
+        file,
+        schema,
+        compression={_ELEMENT: "none", **dict.fromkeys(texts, "zstd")},
+        use_dictionary=["label"],
+        write_statistics=texts,
+        data_page_size=4 * _GROUP_BYTES,  # never reached
+    ) as writer:
+        for rows in groups:
+            values: list[Any] = [pa.array(rows.ids, pa.string()), pa.array(rows.paths, pa.string())]
+            if labelled:
+                values.append(pa.array(rows.labels, pa.string()))
+            flat = pa.array(np.ascontiguousarray(rows.embeddings).reshape(-1))
+            values.append(pa.FixedSizeListArray.from_arrays(flat, type=vector))
+            table = pa.Table.from_arrays(values, schema=schema)
+            writer.write_table(table, row_group_size=max(1, len(table)))
+
+
+@dataclass(frozen=True)
+class Table:
+    """An open file of embeddings; made by `open_table`.
+
+    Attributes:
+        path: of the file.
+        images: how many rows.
+        features: width of the embedding.
+        about: what the file says of itself; empty if another program wrote it.
+        parquet: pyarrow's view of the file.
+    """
+
+    path: Path
+    images: int
+    features: int
+    about: dict[str, Any]
+    parquet: "ParquetFile"
+
+    def blocks(self, first: int = 0) -> Iterator[tuple[int, Tensor]]:
+        """The vectors from row `first` on, some thousand at a time.
+
+        Yields:
+            The number of the first row and `(n, F)` float32, which the next block overwrites.
+        """
+        plain = _plain(self)
+        blocks = self._decoded() if plain is None else self._in_place(*plain, first)
+        for start, block in blocks:
+            if start + len(block) > first:
+                yield max(start, first), block[max(0, first - start) :]
+
+    def vectors(self, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop`, `(n, F)` float32."""
+        x = torch.empty(stop - start, self.features)
+        for at, block in self.blocks(start):
+            if at >= stop:
+                break
+            n = min(len(block), stop - at)
+            x[at - start : at - start + n] = block[:n]
+        return x
+
+    def columns(self, rows: Sequence[int] | None = None) -> dict[str, list[Any]]:
+        """Everything but the vectors: `id`, `path` if there is one, `label` if there is one.
+
+        Args:
+            rows: which, in any order; default all.
+        """
+        names = [n for n in ("id", "path", "label") if n in self.parquet.schema_arrow.names]
+        if rows is None:
+            return dict(self.parquet.read(names).to_pydict())
+        if not len(rows):
+            return {name: [] for name in names}
+        metadata = self.parquet.metadata
+        sizes = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
+        ends = np.cumsum(sizes)
+        groups = np.searchsorted(ends, rows, side="right")
+        needed = np.unique(groups)
+        found = self.parquet.read_row_groups(needed.tolist(), names)
+        # Where the groups that were read begin, in the file and in what was read of it.
+        begin = dict(zip(needed, np.cumsum([0, *(sizes[g] for g in needed)]), strict=False))
+        places = [
+            int(begin[g] + row - (ends[g] - sizes[g])) for g, row in zip(groups, rows, strict=True)
+        ]
+        return dict(found.take(places).to_pydict())
+
+    def names(self, rows: Sequence[int]) -> list[str]:
+        """What a person finds some images by: their paths, else their ids."""
+        columns = self.columns(rows)
+        paths = columns.get("path", [None] * len(rows))
+        return [path or name for path, name in zip(paths, columns["id"], strict=True)]
+
+    def _in_place(
+        self, spans: list[tuple[int, int]], dtype: torch.dtype, first: int
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Read vectors from where they stand, `spans` being the offset and rows of each group."""
+        width = self.features * dtype.itemsize
+        most = max(1, _BLOCK_BYTES // width)
+        stored = torch.empty(most, self.features, dtype=dtype)
+        memory = memoryview(stored.view(torch.uint8).numpy().data).cast("B")
+        wide = torch.empty(most, self.features) if dtype != torch.float32 else stored
+        row = 0
+        with open(self.path, "rb", buffering=0) as file:
+            for offset, rows in spans:
+                for at in range(0, rows, most):
+                    n = min(most, rows - at)
+                    if row + n > first:
+                        file.seek(offset + at * width)
+                        if file.readinto(memory[: n * width]) != n * width:
+                            raise UserError(f"{self.path} is cut off: make it again")
+                        if wide is not stored:
+                            wide[:n] = stored[:n]
+                        yield row, wide[:n]
+                    row += n
+
+    def _decoded(self) -> Iterator[tuple[int, Tensor]]:
+        """What pyarrow makes of the vectors, however they are stored."""
+        row = 0
+        for batch in self.parquet.iter_batches(batch_size=8192, columns=[EMBEDDING]):
+            values = batch.column(0).flatten()
+            if values.null_count or len(values) != len(batch) * self.features:
+                raise UserError(f"{self.path} has embeddings of different lengths")
+            x = values.to_numpy(zero_copy_only=False).astype(np.float32)
+            yield row, torch.from_numpy(x).view(len(batch), self.features)
+            row += len(batch)
+
+
+def open_table(file: str | Path) -> Table:
+    """Open a Parquet file with a column `embedding`, ours or another program's.
+
+    Raises:
+        UserError: if there is no such file or column.
+    """
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(
+            f"no file {path}: write one with `barlow embed ENCODER SOURCE --out {path}`"
+        )
+    try:
+        parquet = ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} cannot be read as Parquet: {what}") from None
+    schema = parquet.schema_arrow
+    missing = {"id", EMBEDDING} - set(schema.names)
+    if missing or not _is_vector(schema.field(EMBEDDING).type):
+        raise UserError(
+            f"{path} holds no embeddings (columns id and embedding, a list of numbers): "
+            f"found {', '.join(schema.names)}"
+        )
+    if not parquet.metadata.num_rows:
+        raise UserError(f"{path} has no rows")
+    about = json.loads((schema.metadata or {}).get(_ABOUT, b"{}"))
+    return Table(path, parquet.metadata.num_rows, _width(parquet), about, parquet)
+
+
+def _is_vector(kind: "pa.DataType") -> bool:
+    import pyarrow.types as types
+
+    is_list = types.is_fixed_size_list(kind) or types.is_list(kind) or types.is_large_list(kind)
+    return bool(is_list and types.is_floating(kind.value_type))
+
+
+def _width(parquet: "ParquetFile") -> int:
+    kind = parquet.schema_arrow.field(EMBEDDING).type
+    if hasattr(kind, "list_size"):
+        return int(kind.list_size)
+    batch = next(parquet.iter_batches(batch_size=1, columns=[EMBEDDING]))
+    return len(batch.column(0)[0])
+
+
+def _plain(table: Table) -> tuple[list[tuple[int, int]], torch.dtype] | None:
+    """Where each row group's vectors begin and how many they are, and of which type.
+
+    None if they do not stand in the file as they stand in memory.
+    """
+    parquet = table.parquet
+    embedding = parquet.schema_arrow.field(EMBEDDING)
+    dtype = _DTYPES.get(str(embedding.type.value_type))
+    if dtype is None or embedding.nullable or embedding.type.value_field.nullable:
+        return None
+    metadata, spans = parquet.metadata, []
+    leaves = [parquet.schema.column(i).path for i in range(metadata.num_columns)]
+    if _ELEMENT not in leaves:
+        return None
+    with open(table.path, "rb") as file:
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            chunk = group.column(leaves.index(_ELEMENT))
+            size = group.num_rows * table.features * dtype.itemsize
+            if not _is_plain(chunk) or not _is_one_page(file, chunk):
+                return None
+            # A page ends with its values.
+            end = chunk.data_page_offset + chunk.total_compressed_size
+            spans.append((end - size, group.num_rows))
+    return spans, dtype
+
+
+def _is_plain(chunk: "ColumnChunkMetaData") -> bool:
+    return (
+        chunk.compression == "UNCOMPRESSED"
+        and not chunk.has_dictionary_page
+        and set(chunk.encodings) <= {"PLAIN", "RLE"}  # RLE is that of the lists' lengths
+    )
+
+
+def _is_one_page(file: IO[bytes], chunk: "ColumnChunkMetaData") -> bool:
+    """Whether a column's first page is all of it, by the size in its header."""
+    file.seek(chunk.data_page_offset)
+    header = file.read(_HEADER_BYTES)
+    # Thrift's compact protocol: three numbers (kind, size unpacked, size packed), each a byte that
+    # says "the next field, an int32" and a zigzag number of seven bits a byte.
+    at, number = 0, 0
+    for _ in range(3):
+        if header[at] != 0x15:
+            return False
+        number, shift = 0, 0
+        while True:
+            at += 1
+            number |= (header[at] & 0x7F) << shift
+            shift += 7
+            if header[at] < 0x80:
+                break
+        at += 1
+    return bool(0 < chunk.total_compressed_size - number // 2 < _HEADER_BYTES)

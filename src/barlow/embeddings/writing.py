@@ -1,0 +1,189 @@
+"""Embeddings of any number of images, into one file, by any number of processes."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from barlow.data import Source, open_source
+from barlow.embeddings.images import fingerprint_of_images
+from barlow.embeddings.parts import Part, Skipped, begin, join, parts_of
+from barlow.embeddings.sheet import write_csv
+from barlow.embeddings.table import open_table
+from barlow.errors import UserError
+from barlow.evaluation.features import fingerprint_of, part_of, preprocess_of, stream_features
+from barlow.progress import Reporter, told
+from barlow.ranks import Devices, create_fabric, launch, processes_here, share_threads
+from barlow.share import load_encoder
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+_VERSION = 1  # of the file
+# By what a file is told from another, and what is said when they differ.
+_SAME = {
+    "version": "were written by another program or version",
+    "encoder": "are of another encoder",
+    "images": "are of other images",
+    "dtype": "have another precision",
+}
+
+
+def write_embeddings(
+    encoder: str,
+    source: str,
+    out: str,
+    *,
+    half: bool = False,
+    batch_size: int = 256,
+    limit: int | None = None,
+    max_broken: float = 0.05,
+    accelerator: str = "auto",
+    devices: int = 1,
+    reporter: Reporter | None = None,
+) -> None:
+    """Embed every image of a source and write one Parquet file.
+
+    Called again after an interruption, it goes on where that stopped.
+
+    Args:
+        encoder: a run, a checkpoint, or a timm folder.
+        source: where the images are; `::split` at its end picks one split.
+        out: Parquet file to write: id, path, label (if any) and embedding of each image.
+        half: write float16 instead of float32: half the file.
+        batch_size: images at a time, on each device.
+        limit: only the first so many images.
+        max_broken: share of the images that may be unreadable.
+        accelerator: auto, cpu, cuda or mps.
+        devices: processes on this machine, one a device.
+        reporter: told of the progress.
+
+    Raises:
+        UserError: if there is no such encoder or source, `out` holds something else, or too many
+            images cannot be read.
+    """
+    if Path(out).suffix != ".parquet":
+        raise UserError(
+            f"embeddings are written as Parquet: name the file {Path(out).stem}.parquet"
+        )
+    for name, value in (("batch size", batch_size), ("devices", devices)):
+        if value < 1:
+            raise UserError(f"{name} is {value}: give 1 or more")
+    asked = Devices(accelerator, devices)
+    task = partial(
+        _write,
+        asked=asked,
+        encoder=encoder,
+        open_images=partial(open_source, source, limit=limit, max_broken=max_broken),
+        out=Path(out),
+        dtype="float16" if half else "float32",
+        batch_size=batch_size,
+        reporter=reporter,
+    )
+    launch(create_fabric(asked), task)
+
+
+def _write(
+    fabric: "Fabric",
+    asked: Devices,
+    encoder: str,
+    open_images: Callable[..., Source],
+    out: Path,
+    dtype: str,
+    batch_size: int,
+    reporter: Reporter | None,
+) -> None:
+    reporter = reporter if fabric.is_global_zero and reporter else Reporter()
+    share_threads(processes_here(asked))
+    model = load_encoder(encoder)
+    images = open_images(in_chans=preprocess_of(model).in_chans)
+    about = {
+        "version": _VERSION,
+        "encoder": fingerprint_of(model),
+        "images": fingerprint_of_images(images),
+        "dtype": dtype,
+        "source": images.name,
+        "limit": len(images),
+        "preprocess": preprocess_of(model).to_dict(),
+    }
+    folder = out.with_name(f"{out.name}.part")
+    if out.exists():
+        _refuse_other(out, about)
+        shutil.rmtree(folder, ignore_errors=True)
+        reporter.say(f"{out} is finished: it has the embeddings of these images already")
+        return
+    begin(folder, {**about, "batch_size": batch_size})
+    parts = parts_of(len(images), batch_size, folder)
+    # Shared out by number alone, whatever is done already: ranks need not see the same.
+    mine = parts[fabric.global_rank :: fabric.world_size]
+    todo = [part for part in mine if not part.file.exists()]
+    model.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    start, done = time.monotonic(), len(mine) - len(todo)
+    with told(reporter, done, len(mine)):
+        skipped = sum(len(part.skipped()) for part in set(mine) - set(todo))
+        for part, x, rows, broken in _computed(model, images, todo, batch_size, skipped):
+            part.save(_cast(x, dtype), rows, broken)
+            reporter.step(done := done + 1)
+        fabric.barrier()
+    if not fabric.is_global_zero:
+        return
+    count = join(parts, images, out, about)
+    seconds = time.monotonic() - start
+    reporter.say(f"{count} images embedded in {seconds:.0f} s: {out}")
+    if images.skipped:
+        listed = out.with_suffix(".skipped.csv")
+        write_csv(listed, ["id", "reason"], images.skipped)
+        reporter.say(f"{len(images.skipped)} images cannot be read: {listed}")
+
+
+def _computed(
+    model: nn.Module, images: Source, todo: Sequence[Part], batch_size: int, skipped: int
+) -> Iterator[tuple[Part, Tensor, Tensor, Skipped]]:
+    """One part after another; the images of the next are read while the encoder is at this one."""
+    if not todo:
+        return
+    rows = torch.cat([torch.arange(part.start, part.stop) for part in todo])
+    source = part_of(images, rows)
+    source.max_broken = max(0.0, images.max_broken * len(images) - skipped) / len(source)
+    listed = 0  # of the source's broken images, those that belong to parts before
+
+    def whole(part: Part) -> tuple[Part, Tensor, Tensor, Skipped]:
+        nonlocal listed
+        read = torch.cat([at for _, at in found]) if found else torch.empty(0, dtype=torch.int64)
+        x = torch.cat([y for y, _ in found]) if found else torch.empty(0, 0)
+        good = set(read.tolist())
+        missing = [row for row in range(part.start, part.stop) if row not in good]
+        reasons = [reason for _, reason in source.skipped[listed : listed + len(missing)]]
+        listed += len(missing)
+        return part, x, read, list(zip(missing, reasons, strict=True))
+
+    waiting = iter(todo)
+    part, found = next(waiting), list[tuple[Tensor, Tensor]]()
+    for y, at in stream_features(model, source, batch_size):
+        while rows[at[0]] >= part.stop:
+            yield whole(part)
+            part, found = next(waiting), []
+        found.append((y, rows[at]))
+    yield whole(part)
+    found = []
+    for part in waiting:  # nothing in them could be read
+        yield whole(part)
+
+
+def _cast(x: Tensor, dtype: str) -> Tensor:
+    x = x.to(getattr(torch, dtype))
+    if not x.isfinite().all():
+        raise UserError("some features are too large for float16: leave --half away")
+    return x
+
+
+def _refuse_other(out: Path, about: dict[str, Any]) -> None:
+    found = open_table(out).about
+    for key, what in _SAME.items():
+        if found.get(key) != about[key]:
+            raise UserError(f"the embeddings in {out} {what}: give another --out, or remove it")
