@@ -5,7 +5,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import yaml
@@ -89,7 +89,8 @@ class _Trackio:
 
         self.id = identity or f"{run.path.resolve().name}-{secrets.token_hex(3)}"
         # Of the module: a run's own would be called a second time, and print, at exit.
-        self._image, self._finish = trackio.Image, trackio.finish
+        self._image: Any = trackio.Image
+        self._finish: Any = trackio.finish
         self._run = trackio.init(
             project=_PROJECT,
             name=self.id,
@@ -105,7 +106,7 @@ class _Trackio:
         self._run.log({name: self._image(picture)}, step=step)
 
     def end(self) -> None:
-        self._finish()  # type: ignore[no-untyped-call]
+        self._finish()
 
 
 class _MLflow:

@@ -14,6 +14,7 @@ from barlow.data.decode import Picture, Raw
 from barlow.errors import UserError
 
 MAX_BROKEN = 0.05
+_STREAM = 107
 
 
 class Records(Protocol):
@@ -121,21 +122,22 @@ class Source:
                 f"the {self.max_broken:.0%} that are let pass; the first is {name} ({why})"
             )
 
-    def part(self, rows: Sequence[int]) -> "Source":
+    def part(self, rows: Sequence[int] | Tensor) -> "Source":
         """Some of its images, as a source."""
-        labels = None if self.labels is None else self.labels[list(rows)].numpy()
-        records: Any = _Chosen(self.records, rows)
-        ids: Any = _Chosen(self._ids, rows)
-        table = Table(records, ids, labels, self.classes, hash_of([self.fingerprint, str(rows)]))
+        chosen = torch.as_tensor(rows, dtype=torch.int64)
+        labels = None if self.labels is None else self.labels[chosen].numpy()
+        records: Any = _Chosen(self.records, chosen)
+        ids: Any = _Chosen(self._ids, chosen)
+        fingerprint = hash_of([self.fingerprint, chosen.numpy().tobytes()])
+        table = Table(records, ids, labels, self.classes, fingerprint)
         return Source(self.name, table, self.in_chans, max_broken=self.max_broken)
 
     def spread(self, number: int) -> "Source":
-        """At most so many images, from everywhere: sources are often sorted by class."""
+        """At most so many images, from everywhere."""
         if number >= len(self):
             return self
-        if self.far:  # from everywhere would be a block fetched for every image
-            return self.part(range(number))
-        return self.part([i * len(self) // number for i in range(number)])
+        # Of a far one, from everywhere would be a block fetched for every image.
+        return self.part(range(number) if self.far else spread(len(self), number))
 
     def __repr__(self) -> str:
         """Name and size."""
@@ -143,7 +145,7 @@ class Source:
 
 
 class _Chosen:
-    def __init__(self, values: Any, rows: Sequence[int]) -> None:
+    def __init__(self, values: Any, rows: Tensor) -> None:
         self._values, self._rows = values, rows
 
     def __len__(self) -> int:
@@ -152,7 +154,7 @@ class _Chosen:
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return _Chosen(self._values, self._rows[index])
-        return self._values[self._rows[index]]
+        return self._values[int(self._rows[index])]
 
 
 class Rows(Sequence[str]):
@@ -171,6 +173,17 @@ class Rows(Sequence[str]):
         if isinstance(index, slice):
             return Rows(self._prefix, self._rows[index])
         return f"{self._prefix}:{self._rows[index]}"
+
+
+def spread(number: int, most: int) -> list[int]:
+    """At most so many of a number of rows, from everywhere, at no fixed distance.
+
+    Sources are often sorted by class, or have the classes in turns.
+    """
+    if number <= most:
+        return list(range(number))
+    within = address.uniform(_STREAM, torch.arange(most), 1)[:, 0].double()
+    return ((torch.arange(most) + within) * number / most).long().clamp(max=number - 1).tolist()
 
 
 def hash_of(parts: Iterable[str | bytes]) -> str:

@@ -16,7 +16,7 @@ from barlow.embeddings.parts import Part, Skipped, begin, join, parts_of
 from barlow.embeddings.sheet import write_csv
 from barlow.embeddings.table import open_table
 from barlow.errors import UserError
-from barlow.evaluation.features import fingerprint_of, part_of, preprocess_of, stream_features
+from barlow.evaluation.features import fingerprint_of, preprocess_of, stream_features
 from barlow.progress import Reporter, told
 from barlow.ranks import Devices, create_fabric, launch, processes_here, share_threads
 from barlow.share import load_encoder
@@ -148,7 +148,7 @@ def _computed(
     if not todo:
         return
     rows = torch.cat([torch.arange(part.start, part.stop) for part in todo])
-    source = part_of(images, rows)
+    source = images.part(rows)
     source.max_broken = max(0.0, images.max_broken * len(images) - skipped) / len(source)
     listed = 0  # of the source's broken images, those that belong to parts before
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from barlow.checkpoint import write_atomically
 from barlow.data import Preprocess, Source, eval_batches
-from barlow.data.source import Records, Table, hash_of
+from barlow.data.source import hash_of
 from barlow.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def features_of(
     """
     preprocess_of(encoder)
     rows = torch.arange(len(source)) if rows is None else rows
-    part = part_of(source, rows)
+    part = source.part(rows)
     path = None
     if cache is not None:
         path = cache / f"{_fingerprint(encoder, part)}.safetensors"
@@ -74,7 +74,7 @@ def _extract_together(encoder: nn.Module, source: Source, batch_size: int) -> tu
         return extract(encoder, source, batch_size)
     mine = (torch.empty(0), rows)
     if len(rows):
-        x, read = extract(encoder, part_of(source, rows), batch_size)
+        x, read = extract(encoder, source.part(rows), batch_size)
         mine = (x, rows[read])
     found = _gathered(mine)
     x, rows = torch.cat([x for x, _ in found]), torch.cat([r for _, r in found])
@@ -142,17 +142,6 @@ def preprocess_of(encoder: nn.Module) -> Preprocess:
     return preprocess
 
 
-def part_of(source: Source, rows: Tensor) -> Source:
-    """Some images of a source, as a source without labels."""
-    if len(rows) == len(source) and bool((rows == torch.arange(len(source))).all()):
-        chosen: Records = source.records
-    else:
-        chosen = _Chosen(source.records, rows.numpy())
-    ids = _Chosen(source.ids, rows.numpy())
-    table = Table(chosen, ids, fingerprint=source.fingerprint)  # type: ignore[arg-type]
-    return Source(source.name, table, source.in_chans, len(rows), source.max_broken)
-
-
 def cache_folder() -> Path:
     """Where features are kept: $BARLOW_CACHE, by default ~/.cache/barlow/features."""
     return Path(os.environ.get("BARLOW_CACHE") or "~/.cache/barlow/features").expanduser()
@@ -173,17 +162,6 @@ def _gathered(value: Any) -> list[Any]:
     every: list[Any] = [None] * _world_size()
     dist.all_gather_object(every, value)
     return every
-
-
-class _Chosen:
-    def __init__(self, values: Any, rows: np.ndarray[Any, Any]) -> None:
-        self._values, self._rows = values, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._values[int(self._rows[index])]
 
 
 def _fingerprint(encoder: nn.Module, source: Source) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from barlow.errors import TrainingError, UserError
 from barlow.evaluation.classifier import Classifier, refuse_other, save_classifier, scores_of
 from barlow.evaluation.compared import Line, compared, encoder_at, view_preset
-from barlow.evaluation.features import part_of, preprocess_of
+from barlow.evaluation.features import preprocess_of
 from barlow.evaluation.metrics import classification, right
 from barlow.evaluation.result import Result, Row, pack
 from barlow.evaluation.subsets import split
@@ -185,7 +185,7 @@ def _measure(
 
 
 def _scores(classifier: Classifier, part: Part, batch_size: int) -> tuple[Tensor, Tensor]:
-    found = list(scores_of(classifier, part_of(part.source, part.rows), batch_size))
+    found = list(scores_of(classifier, part.source.part(part.rows), batch_size))
     rows = part.rows[torch.cat([r for _, r in found])]
     return torch.cat([s for s, _ in found]), part.known(rows)
 

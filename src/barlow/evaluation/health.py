@@ -11,7 +11,7 @@ from barlow.data import Preprocess, Source, open_source
 from barlow.data.decode import BrokenImage
 from barlow.errors import UserError
 from barlow.evaluation.compared import compared, encoder_at
-from barlow.evaluation.features import cache_folder, features_of, part_of, preprocess_of
+from barlow.evaluation.features import cache_folder, features_of, preprocess_of
 from barlow.evaluation.result import Result, Row
 from barlow.evaluation.spectrum import (
     alignment,
@@ -68,7 +68,7 @@ def health(
         raise UserError(f"health of {images} images with {views} views: give at least 3 and 2")
     module = encoder_at(encoder)
     source = open_source(train, "train", in_chans=preprocess_of(module).in_chans)
-    chosen = _spread(source, images)
+    chosen = source.spread(images)
     if len(chosen) < 3:
         raise UserError(f"{train} has {len(chosen)} images: health needs three or more")
     kept = cache_folder() if cache else None
@@ -77,7 +77,7 @@ def health(
         one = make(seed)
         two_views = _two_views(encoder, preprocess_of(one), preset)
         x, _ = features_of(one, chosen, batch_size=batch_size, cache=kept)
-        drawn = _features_of_views(one, _spread(chosen, _VIEWED), two_views, views, seed)
+        drawn = _features_of_views(one, chosen.spread(_VIEWED), two_views, views, seed)
         rows.append(_row(name, x, drawn))
     data = {"name": train, "images": len(chosen), "fingerprint": chosen.fingerprint}
     return Result("health", tuple(rows), data={"train": data})
@@ -95,12 +95,6 @@ def _row(name: str, x: Tensor, drawn: Tensor) -> Row:
         "off-diagonal": mean_off_diagonal(x),
     }
     return Row(name, values, chosen={"spectrum": [float(f"{v:.6g}") for v in spectrum(x).tolist()]})
-
-
-def _spread(source: Source, number: int) -> Source:
-    """At most so many images, from everywhere: sources are often sorted by class."""
-    number = min(number, len(source))
-    return part_of(source, torch.arange(number) * len(source) // number)
 
 
 def _two_views(

@@ -11,7 +11,7 @@ from barlow.data import Preprocess, memory
 from barlow.data.decode import BrokenImage
 from barlow.errors import TrainingError
 from barlow.evaluation.classifier import Classifier
-from barlow.evaluation.features import features_of, part_of
+from barlow.evaluation.features import features_of
 from barlow.evaluation.linear import LinearClassifier, logistic_probe
 from barlow.evaluation.task import Part
 from barlow.optim import parameter_groups, warmup_cosine
@@ -122,7 +122,7 @@ class Images:
 
     def __init__(self, part: Part, views: TwoViews) -> None:
         self._views = views
-        self._source = part_of(part.source, part.rows)
+        self._source = part.source.part(part.rows)
         self._held = memory.load(self._source, memory.default_budget(), views.image_size)
 
     def draw(self, chosen: Tensor, key: int, start: int) -> tuple[Tensor, Tensor]:

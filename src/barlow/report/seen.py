@@ -12,6 +12,7 @@ from barlow.assembly import build_views, held_out, training_images
 from barlow.checkpoint import load_last
 from barlow.correlation import first_model, start_and_now
 from barlow.data import Preprocess, Source
+from barlow.data.source import spread
 from barlow.errors import UserError
 from barlow.evaluation.features import extract
 from barlow.evaluation.knn import knn_scores, nearest
@@ -27,7 +28,6 @@ _VIEWED = 6
 _LARGE, _SMALL = 96, 40  # pixels of a picture, of a thumbnail
 _BATCH = 256  # images for the matrix, at most
 _FEWEST = 10  # images that a map needs
-_STREAM = 107
 
 
 @dataclass(frozen=True)
@@ -133,11 +133,11 @@ def look(run: Run) -> Seen:
                 for s, j in zip(similarity[i].tolist(), rows[i].tolist(), strict=True)
             ],
         )
-        for i in _spread(len(y), _ROWS)
+        for i in spread(len(y), _ROWS)
     ]
     sample = queries if are_held_out else bank
-    sample = sample.part(_spread(len(sample), min(_BATCH, settings.batch_size)))
-    viewed = bank.part(_spread(len(bank), _VIEWED))
+    sample = sample.part(spread(len(sample), min(_BATCH, settings.batch_size)))
+    viewed = bank.part(spread(len(bank), _VIEWED))
     two_views = build_views(settings, preprocess)
     drawn = with_views(_pixels(viewed), two_views, address.key(settings.seed))
     return Seen(
@@ -166,9 +166,9 @@ def look(run: Run) -> Seen:
 def _images(settings: Settings) -> tuple[Source, Source, bool]:
     """Images to look among, images to look at, and whether the latter are held out."""
     train, new = training_images(settings), held_out(settings)
-    chosen = _spread(len(train), _BANK)
+    chosen = spread(len(train), _BANK)
     if new:
-        return train.part(chosen), new.part(_spread(len(new), _QUERIES)), True
+        return train.part(chosen), new.part(spread(len(new), _QUERIES)), True
     asked = chosen[::5]
     return train.part(sorted({*chosen} - {*asked})), train.part(asked), False
 
@@ -189,17 +189,6 @@ def _labels(source: Source, classes: list[str]) -> Tensor:
         return torch.full((len(source),), -1)
     number = torch.tensor([classes.index(name) for name in _classes(source)])
     return torch.where(source.labels >= 0, number[source.labels], -1)
-
-
-def _spread(number: int, most: int) -> list[int]:
-    """At most so many of a number of rows, from everywhere, at no fixed distance.
-
-    Sources are often sorted by class, or have the classes in turns.
-    """
-    if number <= most:
-        return list(range(number))
-    within = address.uniform(_STREAM, torch.arange(most), 1)[:, 0].double()
-    return ((torch.arange(most) + within) * number / most).long().clamp(max=number - 1).tolist()
 
 
 def _knn(bank: Tensor, queries: Tensor, targets: Tensor) -> Tensor:
