@@ -2,6 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 REPOSITORY = Path(__file__).parents[2]
@@ -31,4 +32,6 @@ def test_torch_hub_loads_an_encoder_from_the_repository(resnet18, tmp_path):
     assert entries == ["create_encoder", "load_encoder"]
     assert Path(place).is_relative_to(REPOSITORY)
     with torch.no_grad():
-        assert float(number) == theirs(torch.ones(1, 3, 32, 32)).double().sum().item()
+        expected = theirs(torch.ones(1, 3, 32, 32)).double().sum().item()
+    # Two processes may lay their memory out, and so round, differently.
+    assert float(number) == pytest.approx(expected, rel=1e-6)
