@@ -121,6 +121,7 @@ def parse(parser: "ArgumentParser", argv: list[str]) -> dict[str, Any]:
         if bad := re.match(r"Parser key \"(\w+)\"[^:]*: (.*?)\.? Got value: (.*)", message):
             name, expected, value = bad.groups()
             expected = re.sub(r"<class '(\w+)'>|typing\.", r"\1", expected)
+            expected = re.sub(r"Expected a Literal\[(.*)\]", r"Give one of \1", expected)
             message = f"--{name.replace('_', '-')} {value}: {expected[0].lower()}{expected[1:]}"
         known = [s for action in parser._actions for s in action.option_strings]
         for given in argv:
