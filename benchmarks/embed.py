@@ -33,7 +33,7 @@ from barlow.share import save_encoder
 class Clock(Reporter):
     """The time from the first image to the last: loading the encoder is not what is measured."""
 
-    def start(self, step: int, steps: int) -> None:
+    def start(self, done: float, total: float, unit: str = "step") -> None:
         self.begin = time.perf_counter()
 
     def say(self, text: str) -> None:

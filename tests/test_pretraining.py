@@ -10,6 +10,7 @@ import yaml
 import barlow
 from barlow.checkpoint import load_checkpoint
 from barlow.errors import TrainingError, UserError
+from barlow.optim import warmup_cosine
 from barlow.progress import Reporter
 from barlow.run import METRICS, Run
 from barlow.settings import Settings
@@ -47,6 +48,21 @@ class StopAt(Reporter):
     def step(self, step):
         if step == self.at:
             raise self.Crash
+
+
+class TimeIsUp(Exception):
+    pass
+
+
+class StopAfter(Reporter):
+    """Ends a training by the clock after some seconds, as a crash would."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def step(self, done):
+        if done >= self.seconds:
+            raise TimeIsUp
 
 
 def weights(run):
@@ -141,6 +157,48 @@ def test_more_epochs_go_on_from_the_finished_run(whole, tmp_path):
     run = barlow.pretrain("mnist5k", tmp_path / "run", **TINY | {"epochs": 4})
     assert run.metrics()[-1]["step"] == 16
     assert run.settings().epochs == 4
+
+
+def test_a_training_of_so_many_minutes_ends_by_the_clock_with_the_rate_annealed(tmp_path):
+    run = barlow.pretrain("mnist5k", tmp_path / "run", **TINY | {"minutes": 0.1, "log_every": 1})
+    rows = run.metrics()
+    assert rows[-1]["seconds"] >= 6
+    assert all(row["seconds"] < 6 for row in rows[:-1])
+    clock = [0.0, *(row["seconds"] for row in rows)]
+    for row, seconds in zip(rows, clock[:-1], strict=True):
+        factor = warmup_cosine(seconds, steps=6, warmup=0.6)
+        assert row["lr"] == pytest.approx(2e-3 * factor, rel=1e-4, abs=1e-8)
+    assert run.encoder().num_features == 16
+    assert "knn_top1" in rows[-1]
+    barlow.pretrain("mnist5k", tmp_path / "run", **TINY | {"minutes": 0.1})
+    assert run.metrics() == rows
+
+
+def test_an_interrupted_budget_of_minutes_goes_on_with_what_is_left(tmp_path):
+    settings = TINY | {"minutes": 0.1, "log_every": 1}
+    with pytest.raises(TimeIsUp):
+        barlow.pretrain(
+            "mnist5k", tmp_path / "run", **settings, save_minutes=0.0, reporter=StopAfter(2)
+        )
+    run = barlow.pretrain("mnist5k", tmp_path / "run", **settings)
+    rows = run.metrics()
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    assert rows[-1]["seconds"] >= 6
+    with pytest.raises(UserError, match=r"minutes was 0\.1, is 0\.05; it may only grow"):
+        barlow.pretrain("mnist5k", run.path, **settings | {"minutes": 0.05})
+    more = barlow.pretrain("mnist5k", run.path, **settings | {"minutes": 0.15})
+    assert more.metrics()[-1]["seconds"] >= 9
+
+
+def test_two_ranks_agree_on_the_clock(tmp_path):
+    run = barlow.pretrain("mnist5k", tmp_path / "run", **TINY | {"minutes": 0.1}, devices=2)
+    assert run.metrics()[-1]["seconds"] >= 6
+
+
+def test_images_may_be_larger_after_the_training(tmp_path):
+    settings = TINY | {"image_size": 20, "eval_size": 28, "epochs": 1}
+    encoder = barlow.pretrain("mnist5k", tmp_path / "run", **settings).encoder()
+    assert encoder.preprocess(torch.zeros(1, 1, 32, 32, dtype=torch.uint8)).shape[-2:] == (28, 28)
 
 
 @pytest.mark.slow

@@ -28,7 +28,8 @@ def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
 
     `encoder.origin` has a line on each part that does not start at random.
     """
-    preprocess = Preprocess(settings.image_size, in_chans=settings.channels)
+    size = settings.eval_size or settings.image_size
+    preprocess = Preprocess(size, in_chans=settings.channels)
     start = None
     if settings.init:
         start = load(settings.init)
@@ -149,21 +150,17 @@ def draw(settings: Settings, out: Path, count: int = 8) -> Path:
     return draw_views(shown, build_views(settings, preprocess), out, address.key(settings.seed))
 
 
-def warmup_steps(settings: Settings, steps_per_epoch: int) -> int:
-    """Steps of the warm-up: a tenth of the training at most."""
-    return round(min(settings.warmup_epochs, settings.epochs / 10) * steps_per_epoch)
-
-
 @torch.no_grad()
 def _try(encoder: nn.Module, settings: Settings) -> None:
-    """Refuse an encoder that cannot take images of this size."""
-    size = settings.image_size
+    """Refuse an encoder that cannot take images of these sizes."""
+    encoder.eval()
     try:
-        encoder.eval()(torch.zeros(1, settings.channels, size, size))
+        for size in (settings.image_size, settings.eval_size or settings.image_size):
+            encoder(torch.zeros(1, settings.channels, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
             f"encoder {settings.init or settings.encoder} does not take images of {size} pixels "
-            f"({' '.join(str(error).split())}): give another --image-size, such as "
+            f"({' '.join(str(error).split())}): give another, such as "
             f"{max(32, round(size / 32) * 32)}"
         ) from error
     encoder.train()

@@ -148,13 +148,13 @@ def _trust(params: list[Tensor], updates: _Tensors, eta: float) -> list[Tensor]:
     ]
 
 
-def warmup_cosine(step: int, *, steps: int, warmup: int, final: float = 0.001) -> float:
+def warmup_cosine(step: float, *, steps: float, warmup: float, final: float = 0.001) -> float:
     """The factor on the learning rate at a step: linear warm-up, then half a cosine.
 
     Args:
-        step: 0-based step.
-        steps: steps of the whole training.
-        warmup: steps of the warm-up (paper: 10 of its 1000 epochs).
+        step: 0-based step; it and the two lengths may count anything else, such as seconds.
+        steps: length of the whole training.
+        warmup: length of the warm-up (paper: 10 of its 1000 epochs).
         final: factor at the end (paper's code: 0.001).
 
     Returns:

@@ -19,7 +19,6 @@ from barlow.assembly import (
     build_views,
     training_loader,
     validation_loader,
-    warmup_steps,
 )
 from barlow.checkpoint import load_last, remove_unfinished, save_checkpoint, save_last, write_text
 from barlow.data import Loader
@@ -27,12 +26,12 @@ from barlow.encoders import spec_of
 from barlow.environment import environment
 from barlow.errors import TrainingError
 from barlow.metrics import Means, check_weights
-from barlow.optim import warmup_cosine
 from barlow.progress import Reporter, describe, logged, told
 from barlow.ranks import (
     any_rank,
     create_fabric,
     from_all_ranks,
+    from_main_rank,
     launch,
     processes_here,
     share_threads,
@@ -40,6 +39,7 @@ from barlow.ranks import (
     synchronised_batch_norm,
 )
 from barlow.run import Run, open_run
+from barlow.schedule import Schedule
 from barlow.settings import Settings
 from barlow.share import save_encoder
 from barlow.signals import requeue, stop_on_signals
@@ -99,6 +99,7 @@ def train(settings: Settings, out: str | Path, reporter: Reporter | None = None)
 
 
 def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | None) -> None:
+    tick = time.monotonic()
     main, ranks = fabric.is_global_zero, fabric.world_size
     reporter = reporter if main and reporter else Reporter()
     share_threads(processes_here(settings))
@@ -113,13 +114,12 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
     # Without held-out images, the health at least is that of images it is trained on.
     watched = (validation or loader).source.spread(settings.validation_limit)
     validate_every = settings.eval_every or interval(len(loader.source), len(watched))
-    steps = settings.epochs * loader.steps_per_epoch
-    warmup = warmup_steps(settings, loader.steps_per_epoch)
+    schedule = Schedule.of(settings, loader.steps_per_epoch)
 
     means, step, seconds = Means(), 0, 0.0
     if state := load_last(run.last_checkpoint):
         step, seconds = state["step"], state["seconds"]
-    if step >= steps:
+    if schedule.done(step, seconds):
         reporter.say(f"{run.path} is finished: {step} steps are done, nothing is left to do")
         return
     if main:
@@ -157,28 +157,30 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
                 "means": means.state_dict(),
                 "precision": fabric.strategy.precision.state_dict(),
             }
-            _save(run, state, model.encoder, kept, last=step == steps)
+            _save(run, state, model.encoder, kept, last=done)
 
     with (
         logged(run.log_file, reporter) if main else nullcontext(),
         stop_on_signals() as stop,
         synchronised_batch_norm(synchronise and fabric.device.type == "cpu"),
-        told(reporter, step, steps),
+        told(reporter, schedule.at(step, seconds), schedule.total, schedule.unit),
     ):
         if step:
-            reporter.say(f"resuming {run.path} at step {step} of {steps}")
+            reached = f"{schedule.unit} {schedule.at(step, seconds):.0f} of {schedule.total:.0f}"
+            reporter.say(f"resuming {run.path} at {reached}")
         for line in origin.splitlines() if main and not step else []:
             log.info(line)
             reporter.say(line)
         _list_skipped(fabric, run, loader)
-        tick = saved = logged_at = time.monotonic()
+        saved = logged_at = time.monotonic()
         logged_step, rows, warned = step, list[dict[str, float]](), False
-        for epoch in range(step // loader.steps_per_epoch, settings.epochs):
+        clock, done = seconds, False  # what the ranks agree that the time is
+        while not done:
+            epoch = step // loader.steps_per_epoch
             model.train()
             for view1, view2 in loader.epoch(epoch, first_step=step % loader.steps_per_epoch):
-                factor = warmup_cosine(step, steps=steps, warmup=warmup, final=settings.final_lr)
                 for group in optimizer.param_groups:
-                    group["lr"] = group["base_lr"] * factor
+                    group["lr"] = group["base_lr"] * schedule.factor(step, clock)
                 # Dropout and the like: by address too, so that a resumed step is the same step.
                 torch.manual_seed(address.key(settings.seed, step, fabric.global_rank))
 
@@ -197,9 +199,12 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
                 step += 1
                 now = time.monotonic()
                 seconds, tick = seconds + now - tick, now
-                reporter.step(step)
+                if schedule.by_clock and step % vote_every == 0:
+                    clock = from_main_rank(fabric, seconds)
+                done = schedule.done(step, clock)
+                reporter.step(schedule.at(step, seconds))
 
-                epoch_ends = step % loader.steps_per_epoch == 0
+                epoch_ends = done or step % loader.steps_per_epoch == 0
                 if epoch_ends or step % settings.log_every == 0:
                     images = (step - logged_step) * settings.batch_size
                     row = {
@@ -210,26 +215,29 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
                         "lr": optimizer.param_groups[0]["lr"],
                         **means.read(step),
                     }
-                    if epoch_ends and (step == steps or (epoch + 1) % validate_every == 0):
+                    if epoch_ends and (done or (epoch + 1) % validate_every == 0):
                         row |= validate(fabric, model, wrapped, validation, watched, preprocess)
                         if not warned and (warning := collapse(row)):
                             warned = True
                             log.warning("%s", warning)
                     if main:
                         rows = _add_metrics(run, [*rows, row])
-                        log.info(describe(row, settings.epochs))
-                    reporter.row(row, settings.epochs)
+                    text = describe(row, settings)
+                    log.info(text)
+                    reporter.row(row, text)
                     if epoch_ends:
                         _list_skipped(fabric, run, loader)
                     logged_at, logged_step = time.monotonic(), step
 
-                if step == steps or (epoch_ends and (epoch + 1) % settings.save_every == 0):
+                if done or (epoch_ends and (epoch + 1) % settings.save_every == 0):
                     save(kept=epoch + 1)
                     saved = time.monotonic()
                 elif now - saved > 60 * settings.save_minutes:
                     save()
                     saved = time.monotonic()
-                if step < steps and step % vote_every == 0 and any_rank(fabric, bool(stop.signal)):
+                if done:
+                    break
+                if step % vote_every == 0 and any_rank(fabric, bool(stop.signal)):
                     save()
                     warns = any_rank(fabric, stop.signal == "SIGUSR1")
                     if not main:
@@ -237,10 +245,11 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
                     if warns and requeue():
                         reporter.say("SLURM will start this job again")
                     raise TrainingError(
-                        f"{stop.signal or 'a signal'} at step {step} of {steps}: saved; "
+                        f"{stop.signal or 'a signal'} at {schedule.unit} "
+                        f"{schedule.at(step, seconds):.0f} of {schedule.total:.0f}: saved; "
                         "run the same command again to go on"
                     )
-    reporter.say(f"finished: {steps} steps in {seconds:.0f} s; the encoder is {run.encoder_folder}")
+    reporter.say(f"finished: {step} steps in {seconds:.0f} s; the encoder is {run.encoder_folder}")
 
 
 def _start(run: Run, settings: Settings, step: int, loader: Loader) -> None:

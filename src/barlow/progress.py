@@ -5,18 +5,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from barlow.settings import Settings
+
 
 class Reporter:
     """Told how a training goes on; this one says nothing, the command line's print."""
 
-    def start(self, step: int, steps: int) -> None:
-        """The training begins at `step` of `steps`."""
+    def start(self, done: float, total: float, unit: str = "step") -> None:
+        """It begins, with so much done of all there is to do."""
 
-    def step(self, step: int) -> None:
-        """So many steps are done."""
+    def step(self, done: float) -> None:
+        """So much is done."""
 
-    def row(self, row: Mapping[str, float], epochs: int) -> None:
-        """A row was added to `metrics.csv`, in a training of so many epochs."""
+    def row(self, row: Mapping[str, float], text: str) -> None:
+        """A row was added to `metrics.csv`; `text` is what `describe` makes of it."""
 
     def say(self, text: str) -> None:
         """Something happened that is worth a line."""
@@ -29,16 +31,20 @@ class Reporter:
         """The training is over, well or not."""
 
 
-def describe(row: Mapping[str, float], epochs: int) -> str:
+def describe(row: Mapping[str, float], settings: Settings) -> str:
     """A row of `metrics.csv` as a line of text.
 
     Example:
         >>> describe({"epoch": 1.5, "step": 30, "loss": 12.0, "invariance": 7.0,
-        ...           "redundancy": 980.4, "images_per_second": 99.6}, epochs=2)
+        ...           "redundancy": 980.4, "images_per_second": 99.6}, Settings("a", epochs=2))
         'epoch 1.50/2, step 30, loss 12, invariance 7, redundancy 980.4, 100 images/s'
     """
+    if settings.minutes:
+        reached = f"minute {row['seconds'] / 60:.2f}/{settings.minutes:g}, epoch {row['epoch']:.2f}"
+    else:
+        reached = f"epoch {row['epoch']:.2f}/{settings.epochs}"
     parts = [
-        f"epoch {row['epoch']:.2f}/{epochs}",
+        reached,
         f"step {row['step']:.0f}",
         f"loss {row['loss']:.4g}",
         f"invariance {row['invariance']:.4g}",
@@ -52,9 +58,9 @@ def describe(row: Mapping[str, float], epochs: int) -> str:
 
 
 @contextmanager
-def told(reporter: Reporter, step: int, steps: int) -> Iterator[None]:
-    """Within it the training goes on; however it ends, the reporter hears of it."""
-    reporter.start(step, steps)
+def told(reporter: Reporter, done: float, total: float, unit: str = "step") -> Iterator[None]:
+    """Within it the work goes on; however it ends, the reporter hears of it."""
+    reporter.start(done, total, unit)
     try:
         yield
     finally:

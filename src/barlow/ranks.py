@@ -149,6 +149,11 @@ def any_rank(fabric: "Fabric", condition: bool) -> bool:
     return bool(votes > 0)
 
 
+def from_main_rank(fabric: "Fabric", value: float) -> float:
+    """What the value is on the first rank, on every rank."""
+    return fabric.broadcast(value) if fabric.world_size > 1 else value
+
+
 def from_all_ranks(fabric: "Fabric", items: list[Item]) -> list[Item]:
     """The items of every rank, on every rank."""
     if fabric.world_size == 1:

@@ -50,6 +50,7 @@ _FREE = {
     "epochs",
     "eval_every",
     "log_every",
+    "minutes",
     "save_every",
     "save_minutes",
     "track",
@@ -228,8 +229,10 @@ def _changes(old: Settings, new: Settings) -> list[str]:
         for f in dataclasses.fields(Settings)
         if f.name not in _FREE and getattr(old, f.name) != getattr(new, f.name)
     ]
-    if new.epochs < old.epochs:
+    if new.minutes is None and new.epochs < old.epochs:
         changes.append(f"epochs was {old.epochs}, is {new.epochs}; it may only grow")
+    if (new.minutes is None) != (old.minutes is None) or (new.minutes or 0) < (old.minutes or 0):
+        changes.append(f"minutes was {old.minutes}, is {new.minutes}; it may only grow")
     return changes
 
 

@@ -47,6 +47,9 @@ class Settings:
 
     image_size: int = 224
     """height and width of a view in pixels"""
+    eval_size: int | None = None
+    """height and width of images after the training; default: image_size. A network that saw small
+    crops does better on somewhat larger images (Touvron et al. 2019)"""
     channels: int = 3
     """channels of the images"""
     views: str = "auto"
@@ -66,6 +69,8 @@ class Settings:
 
     epochs: int = 100
     """passes over the images (paper: 1000)"""
+    minutes: float | None = None
+    """train for so long by the clock, instead of for epochs; the learning rate follows it"""
     batch_size: int = 256
     """images a step, over all devices (paper: 2048; 256 does nearly as well, section 4)"""
     accumulate: int = 1
@@ -148,7 +153,9 @@ class Settings:
         for name in ("image_size", "channels", "epochs", "accumulate", "devices", "save_every"):
             if getattr(self, name) < 1:
                 refuse(f"{name} is {getattr(self, name)}: give 1 or more")
-        for name in ("eval_every", "log_every", "validation_limit"):
+        if self.minutes is not None and self.minutes <= 0:
+            refuse(f"minutes is {self.minutes}: give more than 0")
+        for name in ("eval_every", "eval_size", "log_every", "validation_limit"):
             if (value := getattr(self, name)) is not None and value < 1:
                 refuse(f"{name} is {getattr(self, name)}: give 1 or more")
         if self.limit is not None and self.limit < 1:

@@ -54,12 +54,13 @@ class Tracked(Reporter):
         self._told = _last_step(run)
         self._sent: dict[str, float] = {}  # the last step that each tracker has
         self._trackers: dict[str, Tracker] = {}
-        self._step = self._steps = 0
+        self._done = self._total = 0.0
+        self._step = 0
 
-    def start(self, step: int, steps: int) -> None:
+    def start(self, done: float, total: float, unit: str = "step") -> None:
         """Open the trackers; one that is new to the run gets the rows there are."""
-        self._reporter.start(step, steps)
-        self._step, self._steps = step, steps
+        self._reporter.start(done, total, unit)
+        self._done, self._total = done, total
         kept = _kept(self._run)
         for name in self._settings.track:
             self._try(name, self._open, name, kept.get(name))
@@ -68,17 +69,18 @@ class Tracked(Reporter):
             write_text(_file(self._run), json.dumps(kept) + "\n")
         except OSError as error:
             log.warning("a resumption will begin new runs in the trackers: %s", _one_line(error))
-        if step == 0:
+        if not done:
             self._show("views", self._views)
 
-    def step(self, step: int) -> None:
+    def step(self, done: float) -> None:
         """Tell the reporter; trackers hear of rows."""
-        self._step = step
-        self._reporter.step(step)
+        self._done = done
+        self._reporter.step(done)
 
-    def row(self, row: Mapping[str, float], epochs: int) -> None:
+    def row(self, row: Mapping[str, float], text: str) -> None:
         """Send a row; one that a resumption only made again is there already."""
-        self._reporter.row(row, epochs)
+        self._reporter.row(row, text)
+        self._step = int(row["step"])
         for name, tracker in list(self._trackers.items()):
             if row["step"] > self._sent[name]:
                 self._try(name, _send, tracker, row)
@@ -94,7 +96,7 @@ class Tracked(Reporter):
     def end(self) -> None:
         """Close the trackers, after the last pictures if the training is finished."""
         self._reporter.end()
-        if self._step == self._steps:
+        if self._done >= self._total:
             self._show("matrix", self._matrices)
         self._each(methodcaller("end"))
 

@@ -117,7 +117,7 @@ def _embed(argv: list[str]) -> None:
 
     parser = new_parser("embed", _help(_embed))
     add_options(parser, write_embeddings, leave_out="reporter")
-    write_embeddings(**parse(parser, argv), reporter=reporter(unit="part"))
+    write_embeddings(**parse(parser, argv), reporter=reporter())
 
 
 def _search(argv: list[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from barlow.errors import UserError
-from barlow.progress import Reporter, describe
+from barlow.progress import Reporter
 
 if TYPE_CHECKING:
     from barlow.embeddings.sheet import Listing
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from barlow.evaluation.compare import Comparison
 
 
-def reporter(quiet: bool = False, verbose: bool = False, unit: str = "step") -> Reporter:
+def reporter(quiet: bool = False, verbose: bool = False) -> Reporter:
     """A bar in a terminal, lines in a log."""
     if quiet and verbose:
         raise UserError("--quiet and --verbose are both given: give one of them")
     if quiet:
         return Warnings()
-    return Bar(verbose, unit) if sys.stdout.isatty() else Lines(verbose)
+    return Bar(verbose) if sys.stdout.isatty() else Lines(verbose)
 
 
 class Warnings(Reporter):
@@ -36,9 +36,9 @@ class Lines(Reporter):
     def __init__(self, verbose: bool) -> None:
         self._verbose = verbose
 
-    def row(self, row: Mapping[str, float], epochs: int) -> None:
+    def row(self, row: Mapping[str, float], text: str) -> None:
         if self._verbose or float(row["epoch"]).is_integer():
-            self.say(describe(row, epochs))
+            self.say(text)
 
     def say(self, text: str) -> None:
         print(f"barlow: {text}", flush=True)
@@ -47,28 +47,28 @@ class Lines(Reporter):
 class Bar(Reporter):
     """A rich progress bar with the loss, its two terms, images a second and the time left."""
 
-    def __init__(self, verbose: bool, unit: str) -> None:
-        self._verbose, self._unit = verbose, unit
+    def __init__(self, verbose: bool) -> None:
+        self._verbose = verbose
         self._progress: Any = None
 
-    def start(self, step: int, steps: int) -> None:
+    def start(self, done: float, total: float, unit: str = "step") -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._progress = Progress(
-            TextColumn(self._unit + " {task.completed}/{task.total}"),
+            TextColumn(unit + " {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(),
             TextColumn("{task.fields[terms]}"),
             TimeRemainingColumn(),
         )
-        self._task = self._progress.add_task("", completed=step, total=steps, terms="")
+        self._task = self._progress.add_task("", completed=done, total=total, terms="")
         self._progress.start()
 
-    def step(self, step: int) -> None:
-        self._progress.update(self._task, completed=step)
+    def step(self, done: float) -> None:
+        self._progress.update(self._task, completed=done)
 
-    def row(self, row: Mapping[str, float], epochs: int) -> None:
+    def row(self, row: Mapping[str, float], text: str) -> None:
         if self._verbose:
-            self.say(describe(row, epochs))
+            self.say(text)
         validation = f" (validation {row['val_loss']:.4g})" if "val_loss" in row else ""
         self._progress.update(
             self._task,

@@ -124,7 +124,7 @@ def _write(
     todo = [part for part in mine if not part.file.exists()]
     model.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     start, done = time.monotonic(), len(mine) - len(todo)
-    with told(reporter, done, len(mine)):
+    with told(reporter, done, len(mine), "part"):
         skipped = sum(len(part.skipped()) for part in set(mine) - set(todo))
         for part, x, rows, broken in _computed(model, images, todo, batch_size, skipped):
             part.save(_cast(x, dtype), rows, broken)

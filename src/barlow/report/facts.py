@@ -50,8 +50,18 @@ class Facts:
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done."""
+        """Whether all epochs are done, or all minutes over."""
+        if self.settings.minutes:
+            return bool(self.rows) and self.rows[-1]["seconds"] >= 60 * self.settings.minutes
         return self.epochs_done >= self.settings.epochs
+
+    @property
+    def progress(self) -> str:
+        """How far it is, such as "12 of 100"; epochs are meant."""
+        done = f"{self.epochs_done:.4g}"
+        if self.settings.minutes:
+            return f"{done} in {self.settings.minutes:g} minutes" if self.finished else done
+        return f"{done} of {self.settings.epochs}"
 
     def columns(self) -> list[str]:
         """The columns of `metrics.csv` that were measured, in its order."""

@@ -55,7 +55,7 @@ def _summary(runs: Sequence[Facts]) -> str:
                 shown(found.without, found.metric) if found else "",
                 shown(found.with_, found.metric) if found else "",
                 *(f"{last[name]:.4g}" if name in last else "" for name in ("loss", "val_loss")),
-                f"{facts.epochs_done:.4g} of {facts.settings.epochs}",
+                facts.progress,
                 seconds(last.get("seconds", 0.0)),
                 data_name(facts),
             ]

@@ -127,9 +127,8 @@ def data_name(facts: Facts) -> str:
 
 def _head(facts: Facts, seen: Seen | None) -> str:
     settings = facts.settings
-    epochs = f"{facts.epochs_done:.4g} of {settings.epochs} epochs"
     what = f"{settings.encoder}, trained with Barlow Twins on {data_name(facts)}"
-    state = "finished" if facts.finished else f"not finished: {epochs} are done"
+    state = "finished" if facts.finished else f"not finished: {facts.progress} epochs are done"
     head = f'<header><h1>{escape(facts.name)}</h1><p class="soft">{escape(what)}; {state}.</p>'
     if found := verdict(facts):
         head += _verdict(found)
@@ -140,7 +139,7 @@ def _head(facts: Facts, seen: Seen | None) -> str:
             "held-out images" if seen.held_out else "training images, whose labels it did not know",
         )
     last = facts.rows[-1] if facts.rows else {}
-    cards = [("epochs", epochs.removesuffix(" epochs"))]
+    cards = [("epochs", facts.progress)]
     for column, name in (("loss", "training loss"), ("val_loss", "validation loss")):
         if curve := facts.curve(column):
             cards.append((name, f"{number(curve[0][1])} &rarr; {number(curve[-1][1])}"))

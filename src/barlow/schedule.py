@@ -1,0 +1,58 @@
+"""How far a training is, by its steps or by the clock, and the learning rate there."""
+
+from dataclasses import dataclass
+
+from barlow.optim import warmup_cosine
+from barlow.settings import Settings
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A training's length and the course of its learning rate.
+
+    Args:
+        by_clock: whether it is measured in seconds, or else in steps.
+        total: its length.
+        warmup: how much of it the learning rate rises.
+        final: the factor on the learning rate at the end.
+
+    Example:
+        >>> Schedule.of(Settings("cifar10", epochs=100), steps_per_epoch=195).total
+        19500
+        >>> Schedule.of(Settings("cifar10", minutes=10), steps_per_epoch=195).total
+        600.0
+    """
+
+    by_clock: bool
+    total: float
+    warmup: float
+    final: float
+
+    @classmethod
+    def of(cls, settings: Settings, steps_per_epoch: int) -> "Schedule":
+        """The schedule of these settings; a warm-up is a tenth of the training at most."""
+        if settings.minutes:
+            total = 60 * settings.minutes
+            return cls(True, total, total / 10, settings.final_lr)
+        warmup = min(settings.warmup_epochs, settings.epochs / 10)
+        total = settings.epochs * steps_per_epoch
+        return cls(False, total, round(warmup * steps_per_epoch), settings.final_lr)
+
+    @property
+    def unit(self) -> str:
+        """What `total` counts."""
+        return "second" if self.by_clock else "step"
+
+    def at(self, step: int, seconds: float) -> float:
+        """How much is done, in its unit."""
+        return seconds if self.by_clock else step
+
+    def factor(self, step: int, seconds: float) -> float:
+        """The factor on the learning rate."""
+        return warmup_cosine(
+            self.at(step, seconds), steps=self.total, warmup=self.warmup, final=self.final
+        )
+
+    def done(self, step: int, seconds: float) -> bool:
+        """Whether the training is over."""
+        return self.at(step, seconds) >= self.total
