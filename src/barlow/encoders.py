@@ -9,7 +9,10 @@ from torch import nn
 
 from barlow.errors import UserError
 
-Stem = Literal["auto", "standard", "small", "padded"]
+Stem = Literal["auto", "standard", "small", "padded", "strided"]
+
+STEM_STRIDE = {"standard": 4, "small": 1, "padded": 1, "strided": 2}
+"""By how much a ResNet's stem reduces an image's height and width."""
 
 # At and below this size a ResNet's stride-2 convolution and pooling throw most of the image away.
 _SMALL_IMAGE = 64
@@ -22,7 +25,7 @@ class EncoderSpec:
     name: str
     image_size: int
     in_chans: int
-    stem: Literal["standard", "small", "padded"]
+    stem: Literal["standard", "small", "padded", "strided"]
     model_args: dict[str, Any] = field(default_factory=dict)
 
     def build(self, pretrained: bool = False) -> nn.Module:
@@ -64,8 +67,9 @@ def create_encoder(
         pretrained: start from timm's supervised weights (downloaded) instead of at random.
         stem: "small" replaces a ResNet's 7x7 stride-2 convolution and pooling by a 3x3 stride-1
             convolution, as everybody does for CIFAR; "padded" pads that by two pixels instead of
-            one, as solo-learn does; "standard" leaves the network alone; "auto" is "small" for
-            ResNets at 64 pixels and less.
+            one, as solo-learn does; "strided" strides it by two pixels, for a quarter of the work;
+            "standard" leaves the network alone; "auto" is "small" for ResNets at 64 pixels and
+            less.
         **model_args: passed on to timm's constructor, such as `channels=(32, 64, 128, 256)`.
 
     Returns:
@@ -94,14 +98,12 @@ def create_encoder(
     except TypeError as error:
         raise UserError(f"encoder {name!r} does not take these arguments: {error}") from error
     has_resnet_stem = _has_resnet_stem(encoder)
-    if stem in ("small", "padded") and not has_resnet_stem:
-        raise UserError(
-            f"encoder {name!r} has no 7x7 ResNet stem to make small: leave --stem at auto"
-        )
+    if stem not in ("auto", "standard") and not has_resnet_stem:
+        raise UserError(f"encoder {name!r} has no 7x7 ResNet stem to change: leave --stem at auto")
     if stem == "auto":
         stem = "small" if has_resnet_stem and image_size <= _SMALL_IMAGE else "standard"
     if stem != "standard":
-        _make_stem_small(encoder, padding=2 if stem == "padded" else 1)
+        _replace_stem(encoder, STEM_STRIDE[stem], padding=2 if stem == "padded" else 1)
     encoder.spec = EncoderSpec(  # type: ignore[assignment]
         name, image_size, in_chans, stem, model_args
     )
@@ -165,10 +167,10 @@ def _has_resnet_stem(encoder: nn.Module) -> bool:
     )
 
 
-def _make_stem_small(encoder: nn.Module, padding: int) -> None:
+def _replace_stem(encoder: nn.Module, stride: int, padding: int) -> None:
     old = encoder.conv1
     assert isinstance(old, nn.Conv2d)
-    conv = nn.Conv2d(old.in_channels, old.out_channels, 3, padding=padding, bias=False)
+    conv = nn.Conv2d(old.in_channels, old.out_channels, 3, stride, padding, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     encoder.conv1 = conv
     encoder.maxpool = nn.Identity()

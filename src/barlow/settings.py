@@ -31,8 +31,9 @@ class Settings:
     """architecture: any timm name"""
     encoder_args: dict[str, Any] = field(default_factory=dict)
     """arguments for timm's constructor, such as '{"channels": [32, 64, 128, 256]}'"""
-    stem: Literal["auto", "standard", "small"] = "auto"
-    """small: 3x3 stride-1 stem for ResNets on small images; auto: small up to 64 pixels"""
+    stem: Literal["auto", "standard", "small", "strided"] = "auto"
+    """of a ResNet on small images; small: a 3x3 convolution and no pooling; strided: the same with
+    a stride of 2, for a quarter of the work; auto: small up to 64 pixels, else standard"""
     pretrained: bool = False
     """start from timm's supervised weights (downloaded)"""
     init: str | None = None

@@ -30,6 +30,7 @@ def trained(name, image_size=32, in_chans=3, **model_args):
         ("resnet18", {"channels": [8, 16, 24, 32]}),
         ("resnet18", {"channels": [8, 16, 24, 32], "stem": "standard"}),
         ("resnet18", {"channels": [8, 16, 24, 32], "stem": "padded"}),
+        ("resnet18", {"channels": [8, 16, 24, 32], "stem": "strided"}),
         ("vit_tiny_patch16_224", {"depth": 2}),
         ("dla34", {"channels": [4, 4, 8, 8, 8, 16]}),
     ],
@@ -68,7 +69,7 @@ def test_plain_timm_computes_the_same_where_it_has_the_architecture(tmp_path):
 @pytest.mark.parametrize(
     ("stem", "size", "atol"),
     # timm's border has the mean's colour rounded to a byte.
-    [("small", 128, 1e-5), ("padded", 136, 0.02)],
+    [("small", 128, 1e-5), ("strided", 64, 1e-5), ("padded", 136, 0.02)],
 )
 @torch.no_grad()
 def test_plain_timm_computes_the_small_stem_on_the_enlarged_image(tmp_path, stem, size, atol):

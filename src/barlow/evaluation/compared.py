@@ -13,7 +13,6 @@ from barlow.evaluation.features import preprocess_of
 WITH, WITHOUT = "with pretraining", "without pretraining"
 
 _PIXELS = 32  # a side at most: more of them than this tell a linear classifier nothing new
-_ENLARGE = 4  # a standard stem gives on images so much larger what a small one gives
 
 # A line of a table: its name, and what gives its encoder for a seed.
 Line = tuple[str, Callable[[int], nn.Module]]
@@ -71,12 +70,12 @@ class _Pixels(nn.Module):
 
 def _supervised(encoder: nn.Module) -> nn.Module:
     """timm's weights as they were trained: with their own stem and their own normalisation."""
-    from barlow.encoders import spec_of
+    from barlow.encoders import STEM_STRIDE, spec_of
 
     spec, preprocess = spec_of(encoder), preprocess_of(encoder)
-    size = preprocess.image_size
-    if spec.stem == "small":
-        spec, size = replace(spec, stem="standard"), size * _ENLARGE
+    # Of images so much larger, the standard stem makes maps of the same size.
+    size = preprocess.image_size * STEM_STRIDE["standard"] // STEM_STRIDE[spec.stem]
+    spec = replace(spec, stem="standard")
     try:
         module = spec.build(pretrained=True)
     except Exception as error:  # timm and the hub raise what they like without a network

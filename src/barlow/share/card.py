@@ -12,7 +12,7 @@ from torch import nn
 
 from barlow import __version__
 from barlow.data import Preprocess
-from barlow.encoders import spec_of
+from barlow.encoders import STEM_STRIDE, spec_of
 from barlow.evaluation.result import Result
 from barlow.run import Run
 from barlow.settings import Settings
@@ -71,10 +71,16 @@ def _what(encoder: nn.Module, trained_here: bool) -> str:
     millions = sum(p.numel() for p in encoder.parameters()) / 1e6
     return (
         f"An image encoder{f', trained with {_PAPER}' if trained_here else ''}: {spec.name}"
-        f"{'' if spec.stem == 'standard' else ' with a 3x3 stride-1 stem and no pooling'}, "
+        f"{_stem(spec.stem)}, "
         f"{millions:.1f} million parameters; {how.in_chans} x {how.image_size} x {how.image_size} "
         f"in, {encoder.num_features} features out.\n"
     )
+
+
+def _stem(stem: str) -> str:
+    if stem == "standard":
+        return ""
+    return f" with a 3x3 stride-{STEM_STRIDE[stem]} stem and no pooling"
 
 
 def _use(repository: str) -> str:

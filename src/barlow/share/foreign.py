@@ -78,6 +78,7 @@ def load_foreign(weights: Weights, where: str) -> Loaded:
 _STEMS = {
     "standard": "",
     "small": " with a 3x3 stem and no pooling",
+    "strided": " with a 3x3 stride-2 stem and no pooling",
     "padded": " with a 3x3 stem padded by two and no pooling",
 }
 

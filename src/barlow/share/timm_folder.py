@@ -10,19 +10,20 @@ from torch import Tensor, nn
 
 from barlow.checkpoint import write_atomically, write_text
 from barlow.data import Preprocess
-from barlow.encoders import EncoderSpec, size_args, spec_of
+from barlow.encoders import STEM_STRIDE, EncoderSpec, size_args, spec_of
 from barlow.errors import UserError
 from barlow.share.loaded import Loaded, load_weights
 from barlow.share.reading import read_weights
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 
-# timm's ResNets have no stride-1 stem. The small one is written as a standard stem that computes
-# the same on an image enlarged this many times (each pixel a 4x4 block): the 7x7 stride-2
+# timm's ResNets have no 3x3 stem. A small one is written as a standard stem that computes the same
+# on an image enlarged (each pixel a 4x4 block, or 2x2 for a stride of 2): the 7x7 stride-2
 # convolution reads one position a neighbouring pixel, and the stride-2 convolution that timm
 # offers in place of the pooling passes one of four results on. timm's own transform enlarges.
-_ENLARGE = 4
-_TAPS = torch.tensor([0, 2, 5])  # of seven: in the pixel before, the pixel, the pixel after
+# By stem: the three positions of seven in the pixel before, the pixel and the pixel after, and
+# the one of three that is passed on.
+_TAPS = {"small": ([0, 2, 5], 2), "padded": ([0, 2, 5], 2), "strided": ([1, 3, 5], 1)}
 
 
 def save_encoder(encoder: nn.Module, folder: Path) -> None:
@@ -40,7 +41,7 @@ def save_encoder(encoder: nn.Module, folder: Path) -> None:
     interpolation = "bilinear"
     crop: dict[str, object] = {"crop_pct": 1.0, "crop_mode": "center"}
     if spec.stem != "standard":
-        weights = _enlarge_stem(weights)
+        weights = _enlarge_stem(weights, spec.stem)
         model_args["replace_stem_pool"] = True
         interpolation = "nearest"
         if spec.stem == "padded":
@@ -48,7 +49,7 @@ def save_encoder(encoder: nn.Module, folder: Path) -> None:
             # timm rounds the inner size down; a little less makes sure that it is reached.
             crop = {"crop_pct": (size + 2) / size - 1e-6, "crop_mode": "border"}
             size += 2
-        size *= _ENLARGE
+        size *= STEM_STRIDE["standard"] // STEM_STRIDE[spec.stem]
     config = {
         "architecture": spec.name,
         "num_classes": 0,
@@ -87,7 +88,7 @@ def load_timm_folder(folder: Path, told: str) -> Loaded:
         spec = EncoderSpec.from_dict(config["barlow"]["encoder"])
         preprocess = Preprocess(**config["barlow"]["preprocess"])
         if spec.stem != "standard":
-            weights = _reduce_stem(weights)
+            weights = _reduce_stem(weights, spec.stem)
     else:
         in_chans, image_size, _ = data.get("input_size", (3, 224, 224))
         settled = ("in_chans", "img_size", "num_classes")
@@ -103,14 +104,15 @@ def load_timm_folder(folder: Path, told: str) -> Loaded:
     return Loaded(encoder, origin="" if ours else f"{told} is of timm: {name}, {matched}")
 
 
-def _enlarge_stem(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _enlarge_stem(weights: dict[str, Tensor], stem: str) -> dict[str, Tensor]:
     weights = dict(weights)
+    taps, passed = torch.tensor(_TAPS[stem][0]), _TAPS[stem][1]
     small = weights["conv1.weight"]  # (C, in_chans, 3, 3)
     channels = small.shape[0]
     large = small.new_zeros(*small.shape[:2], 7, 7)
-    large[:, :, _TAPS[:, None], _TAPS] = small
+    large[:, :, taps[:, None], taps] = small
     pick = small.new_zeros(channels, channels, 3, 3)
-    pick[range(channels), range(channels), 2, 2] = 1
+    pick[range(channels), range(channels), passed, passed] = 1
     eps = nn.BatchNorm2d(1).eps
     weights["conv1.weight"] = large
     weights["maxpool.0.weight"] = pick
@@ -123,7 +125,8 @@ def _enlarge_stem(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def _reduce_stem(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _reduce_stem(weights: dict[str, Tensor], stem: str) -> dict[str, Tensor]:
+    taps = torch.tensor(_TAPS[stem][0])
     reduced: dict[str, Any] = {k: v for k, v in weights.items() if not k.startswith("maxpool.")}
-    reduced["conv1.weight"] = weights["conv1.weight"][:, :, _TAPS[:, None], _TAPS]
+    reduced["conv1.weight"] = weights["conv1.weight"][:, :, taps[:, None], taps]
     return reduced
