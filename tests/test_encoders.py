@@ -30,7 +30,19 @@ def test_arguments_reach_timm():
     assert encoder.num_features == 32
 
 
+@torch.no_grad()
+def test_a_pooled_grid_keeps_the_quadrants_of_the_last_map_apart():
+    encoder = barlow.create_encoder("resnet18", 32, channels=[8, 16, 24, 32], pool=2).eval()
+    images = torch.randn(2, 3, 32, 32)
+    quadrants = encoder.forward_features(images).unflatten(3, (2, 2)).unflatten(2, (2, 2))
+    expected = quadrants.mean((3, 5)).flatten(1)  # (2, 32 * 2 * 2)
+    torch.testing.assert_close(encoder(images), expected)
+    assert encoder.num_features == 128
+
+
 def test_what_cannot_be_is_refused_by_name():
+    with pytest.raises(UserError, match="pools no map"):
+        barlow.create_encoder("vit_tiny_patch16_224", 32, pool=2)
     with pytest.raises(UserError, match=r"unknown encoder 'resnet_18'.*did you mean"):
         barlow.create_encoder("resnet_18")
     with pytest.raises(UserError, match=r"does not take these arguments.*'colour'"):

@@ -47,6 +47,7 @@ def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
             settings.channels,
             settings.pretrained,
             stem=settings.stem,
+            pool=settings.pool,
             **settings.encoder_args,
         )
     _try(encoder, settings)

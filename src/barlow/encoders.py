@@ -27,6 +27,7 @@ class EncoderSpec:
     in_chans: int
     stem: Literal["standard", "small", "padded", "strided"]
     model_args: dict[str, Any] = field(default_factory=dict)
+    pool: int = 1
 
     def build(self, pretrained: bool = False) -> nn.Module:
         """The encoder, freshly initialised or with timm's supervised weights."""
@@ -36,6 +37,7 @@ class EncoderSpec:
             in_chans=self.in_chans,
             pretrained=pretrained,
             stem=self.stem,
+            pool=self.pool,
             **self.model_args,
         )
 
@@ -56,6 +58,7 @@ def create_encoder(
     pretrained: bool = False,
     *,
     stem: Stem = "auto",
+    pool: int = 1,
     **model_args: Any,
 ) -> nn.Module:
     """Create an encoder: any timm architecture without its classifier.
@@ -70,6 +73,9 @@ def create_encoder(
             one, as solo-learn does; "strided" strides it by two pixels, for a quarter of the work;
             "standard" leaves the network alone; "auto" is "small" for ResNets at 64 pixels and
             less.
+        pool: side of the grid that the last map is averaged to. 1 is global average pooling; 2
+            keeps its four quadrants apart (as Coates et al. 2011 did with patches), for four times
+            the features.
         **model_args: passed on to timm's constructor, such as `channels=(32, 64, 128, 256)`.
 
     Returns:
@@ -104,8 +110,10 @@ def create_encoder(
         stem = "small" if has_resnet_stem and image_size <= _SMALL_IMAGE else "standard"
     if stem != "standard":
         _replace_stem(encoder, STEM_STRIDE[stem], padding=2 if stem == "padded" else 1)
+    if pool > 1:
+        _keep_grid(encoder, name, pool)
     encoder.spec = EncoderSpec(  # type: ignore[assignment]
-        name, image_size, in_chans, stem, model_args
+        name, image_size, in_chans, stem, model_args, pool
     )
     return encoder
 
@@ -165,6 +173,17 @@ def _has_resnet_stem(encoder: nn.Module) -> bool:
         and conv.stride == (2, 2)
         and isinstance(pool, nn.MaxPool2d)
     )
+
+
+def _keep_grid(encoder: nn.Module, name: str, side: int) -> None:
+    from timm.layers import SelectAdaptivePool2d
+
+    if not isinstance(getattr(encoder, "global_pool", None), SelectAdaptivePool2d):
+        raise UserError(f"encoder {name!r} pools no map, so that --pool {side} cannot be: give 1")
+    features = encoder.num_features
+    assert isinstance(features, int)
+    encoder.global_pool = nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten())
+    encoder.num_features = side * side * features  # type: ignore[assignment]
 
 
 def _replace_stem(encoder: nn.Module, stride: int, padding: int) -> None:

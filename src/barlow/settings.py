@@ -34,6 +34,9 @@ class Settings:
     stem: Literal["auto", "standard", "small", "strided"] = "auto"
     """of a ResNet on small images; small: a 3x3 convolution and no pooling; strided: the same with
     a stride of 2, for a quarter of the work; auto: small up to 64 pixels, else standard"""
+    pool: int = 1
+    """side of the grid that the last map is averaged to: 2 keeps its quadrants apart, for four
+    times the features"""
     pretrained: bool = False
     """start from timm's supervised weights (downloaded)"""
     init: str | None = None
@@ -151,7 +154,7 @@ class Settings:
         def refuse(what: str) -> None:
             raise UserError(what)
 
-        for name in ("image_size", "channels", "epochs", "accumulate", "devices", "save_every"):
+        for name in ("image_size", "channels", "pool", "epochs", "accumulate", "devices", "save_every"):
             if getattr(self, name) < 1:
                 refuse(f"{name} is {getattr(self, name)}: give 1 or more")
         if self.minutes is not None and self.minutes <= 0:

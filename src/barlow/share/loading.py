@@ -2,6 +2,7 @@
 
 import json
 import logging
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ from barlow.share.timm_folder import load_timm_folder
 
 log = logging.getLogger(__name__)
 
+_SHIPPED = files("barlow") / "shipped"
+
 
 def load_encoder(where: str | Path) -> nn.Module:
     """Load an encoder with the preprocessing it was trained with.
 
     Args:
-        where: a run, one of its checkpoints, a timm folder, a file of weights of another project
+        where: the name of an encoder that ships with this package (`shipped_encoders()`), a run,
+            one of its checkpoints, a timm folder, a file of weights of another project
             (facebookresearch/barlowtwins, solo-learn, lightly, stable-pretraining, torchvision,
             ...), or `hf://OWNER/NAME[@REVISION][/FILE]`, a model of the Hugging Face hub. What a
             file is, is told by what is in it.
@@ -51,11 +55,19 @@ def load(where: str | Path) -> Loaded:
     """`load_encoder`, with the projector where there is one, and without a word."""
     if str(where).startswith(hub.PREFIX):
         loaded = _at(hub.download(str(where)), str(where))
+    elif str(where) in shipped_encoders():
+        with as_file(_SHIPPED / str(where)) as folder:
+            loaded = load_timm_folder(folder, str(where))
     else:
         loaded = _at(Path(where), str(where))
     loaded.encoder.origin = loaded.origin  # type: ignore[assignment]
     loaded.encoder.eval()
     return loaded
+
+
+def shipped_encoders() -> list[str]:
+    """Names of the encoders that are in the package, timm folders with their model cards."""
+    return sorted(p.name for p in _SHIPPED.iterdir() if p.is_dir() and p.name[0] != "_")
 
 
 def _at(path: Path, told: str) -> Loaded:
@@ -68,8 +80,9 @@ def _at(path: Path, told: str) -> Loaded:
     if (state := load_last(path / "checkpoints" / "last.ckpt")) is not None:
         return Loaded(_of_run(state, told).encoder)
     raise UserError(
-        f"no encoder at {told!r}: give a run, a checkpoint, a timm folder, or "
-        f"{hub.PREFIX}OWNER/NAME for a model of the Hugging Face hub"
+        f"no encoder at {told!r}: give a run, a checkpoint, a timm folder, "
+        f"{hub.PREFIX}OWNER/NAME for a model of the Hugging Face hub, or "
+        f"{' or '.join(shipped_encoders())}, which comes with this package"
     )
 
 
