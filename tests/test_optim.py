@@ -1,3 +1,4 @@
+import copy
 import math
 from itertools import pairwise
 
@@ -6,6 +7,7 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import nn
 
+from barlow.muon import Muon, orthogonalise
 from barlow.optim import LARS, parameter_groups, warmup_cosine
 
 
@@ -84,3 +86,49 @@ def test_the_schedule_warms_up_then_falls_to_the_final_factor():
     assert factors[55] == pytest.approx(0.5 + 0.01 * 0.5)
     assert factors[100] == pytest.approx(0.01)
     assert math.isfinite(warmup_cosine(0, steps=1, warmup=0))
+
+
+def test_orthogonalise_keeps_singular_vectors_and_levels_singular_values():
+    torch.manual_seed(0)
+    matrix = torch.randn(24, 70, dtype=torch.float64)
+    for given in (matrix, matrix.T):
+        u, s, v = torch.linalg.svd(given, full_matrices=False)
+        inner = u.T @ orthogonalise(given) @ v.T  # diagonal if the vectors are kept
+        off = inner - torch.diag(inner.diagonal())
+        assert off.abs().max() < 1e-10
+        assert inner.diagonal().min() > 0.6
+        assert inner.diagonal().max() < 1.3
+
+
+def test_muon_agrees_with_timms_but_for_its_bfloat16():
+    from timm.optim.muon import Muon as Timms
+
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(72, 16))
+    theirs = copy.deepcopy(ours)
+    images = torch.randn(32, 3, 5, 5)
+    settings = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
+    one = Muon(ours.parameters(), **settings)
+    two = Timms(theirs.parameters(), **settings, nesterov=True, ns_coefficients="original")
+    for _ in range(3):
+        for model, optimizer in ((ours, one), (theirs, two)):
+            optimizer.zero_grad()
+            (model(images) ** 2).mean().backward()
+            optimizer.step()
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        if a.ndim > 1:
+            assert (a - b).norm() < 0.02 * b.norm(), name
+
+
+def test_muon_gives_what_is_no_matrix_to_adam():
+    torch.manual_seed(0)
+    a = nn.Parameter(torch.randn(5))
+    b = nn.Parameter(a.detach().clone())
+    one, two = Muon([a], lr=0.01), torch.optim.Adam([b], lr=0.01, betas=(0.9, 0.95))
+    for _ in range(4):
+        a.grad, b.grad = (2 * a.detach()).clone(), (2 * b.detach()).clone()
+        one.step()
+        two.step()
+    torch.testing.assert_close(a, b)
+    with pytest.raises(ValueError, match="momentum is -1"):
+        Muon([a], momentum=-1)

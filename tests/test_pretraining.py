@@ -215,7 +215,7 @@ def test_two_ranks_train_as_one(tmp_path):
     assert two.metrics()[-1]["val_loss"] == pytest.approx(one.metrics()[-1]["val_loss"], rel=1e-6)
 
 
-@pytest.mark.parametrize("optimizer", ["lars", "sgd"])
+@pytest.mark.parametrize("optimizer", ["lars", "sgd", "muon"])
 def test_every_optimizer_lowers_the_loss(tmp_path, optimizer):
     settings = TINY | {"epochs": 10, "save_every": 10, "log_every": 100}
     run = barlow.pretrain(

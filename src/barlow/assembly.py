@@ -13,6 +13,7 @@ from barlow.encoders import create_encoder, spec_of
 from barlow.errors import UserError
 from barlow.loss import BarlowTwinsLoss
 from barlow.model import BarlowTwins
+from barlow.muon import Muon
 from barlow.optim import LARS, parameter_groups
 from barlow.settings import Settings
 from barlow.share.loading import load
@@ -62,8 +63,8 @@ def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
 
 def build_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
     """The optimiser; each group's `base_lr` is what the schedule multiplies."""
-    # Linear scaling (paper, section 3); Adam's steps do not grow with the gradient.
-    scale = 1.0 if settings.optimizer == "adamw" else settings.batch_size / 256
+    # Linear scaling (paper, section 3); the steps of Adam and Muon do not grow with the gradient.
+    scale = 1.0 if settings.optimizer in ("adamw", "muon") else settings.batch_size / 256
     groups = parameter_groups(
         model,
         lr=settings.lr * scale,
@@ -73,6 +74,8 @@ def build_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
     groups = [g | {"base_lr": g["lr"]} for g in groups if g["params"]]
     if settings.optimizer == "lars":
         return LARS(groups, settings.lr, momentum=settings.momentum)
+    if settings.optimizer == "muon":
+        return Muon(groups, settings.lr, momentum=settings.momentum)
     for group in groups:
         del group["lars_exclude"]
     if settings.optimizer == "sgd":

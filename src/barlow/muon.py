@@ -1,0 +1,128 @@
+"""Muon: momentum whose singular values are made equal, for the weights of short trainings."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+# Of the quintic that pulls singular values in (0, 1] to about 1 (Jordan 2024).
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+
+
+def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
+    """The matrix with its singular values near one (Newton-Schulz iteration, Jordan 2024).
+
+    Args:
+        matrix: `(M, N)`.
+        iterations: 5 (Jordan 2024) bring every singular value above 1/1000 of the norm to
+            between 0.7 and 1.2.
+
+    Returns:
+        `(M, N)`, of the same type: in float32 it costs a quarter of bfloat16 on a processor
+        without units for it, and does not differ from rank to rank.
+
+    Example:
+        >>> wide = orthogonalise(torch.randn(4, 64))
+        >>> bool((torch.linalg.svdvals(wide) - 1).abs().max() < 0.4)
+        True
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.mT if tall else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
+    return x.mT if tall else x
+
+
+class Muon(Optimizer):
+    """Muon for weights (Jordan 2024), Adam for everything else.
+
+    A weight of any shape counts as a matrix of its outputs; its update is the orthogonalised
+    momentum `u`, `lr * 0.2 * sqrt(max(M, N)) * u`, of about 0.2 `lr` an entry, which is that of
+    Adam (Liu et al. 2025). Over few steps it learns much faster than LARS or Adam.
+
+    Args:
+        params: parameters, or groups as `parameter_groups` makes them; what is not a matrix, and
+            groups with `lars_exclude=True`, get Adam.
+        lr: learning rate, default 0.02 (Jordan 2024).
+        momentum: default 0.95 (Jordan 2024), in Nesterov's form; of Adam, beta1 is 0.9.
+        weight_decay: decoupled, times `lr`. Default 0.
+
+    Raises:
+        ValueError: if a number is negative.
+
+    Example:
+        >>> layer = torch.nn.Conv2d(3, 8, 3)
+        >>> optimizer = Muon(layer.parameters())
+        >>> layer(torch.ones(1, 3, 8, 8)).sum().backward()
+        >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 0.02,
+        *,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        for name, value in defaults.items():
+            if value < 0:
+                raise ValueError(f"Muon: {name} is {value}; it must not be negative")
+        super().__init__(params, {**defaults, "lars_exclude": False})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: evaluates the model again and returns the loss.
+
+        Returns:
+            What `closure` returned, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                if p.ndim > 1 and not group["lars_exclude"]:
+                    update = self._orthogonal(p, group["momentum"])
+                else:
+                    update = self._adam(p)
+                p.add_(update, alpha=-group["lr"])
+        return loss
+
+    def _orthogonal(self, p: Tensor, momentum: float) -> Tensor:
+        state = self.state[p]
+        if not state:
+            state["momentum"] = torch.zeros_like(p)
+        assert p.grad is not None
+        average = state["momentum"].lerp_(p.grad, 1 - momentum)
+        matrix = p.grad.lerp(average, momentum).flatten(1)  # (M, N)
+        scale = 0.2 * math.sqrt(max(matrix.shape))
+        return scale * orthogonalise(matrix).view(p.shape)
+
+    def _adam(self, p: Tensor, beta1: float = 0.9, beta2: float = 0.95) -> Tensor:
+        state = self.state[p]
+        if not state:
+            state |= {"step": 0, "first": torch.zeros_like(p), "second": torch.zeros_like(p)}
+        assert p.grad is not None
+        state["step"] += 1
+        first = state["first"].lerp_(p.grad, 1 - beta1) / (1 - beta1 ** state["step"])
+        second = state["second"].lerp_(p.grad.square(), 1 - beta2) / (1 - beta2 ** state["step"])
+        return first / (second.sqrt() + 1e-8)
