@@ -92,7 +92,7 @@ def test_orthogonalise_keeps_singular_vectors_and_levels_singular_values():
     torch.manual_seed(0)
     matrix = torch.randn(24, 70, dtype=torch.float64)
     for given in (matrix, matrix.T):
-        u, s, v = torch.linalg.svd(given, full_matrices=False)
+        u, _, v = torch.linalg.svd(given, full_matrices=False)
         inner = u.T @ orthogonalise(given) @ v.T  # diagonal if the vectors are kept
         off = inner - torch.diag(inner.diagonal())
         assert off.abs().max() < 1e-10
