@@ -20,6 +20,7 @@ from barlow.errors import UserError
 
 log = logging.getLogger(__name__)
 
+_VERSION = 2  # of what `Preprocess` computes
 _CACHE_BYTES = 4 * 2**30  # the least recently used features beyond this are removed
 
 
@@ -172,7 +173,7 @@ def fingerprint_of(encoder: nn.Module) -> str:
     """A hash of an encoder: its modules, its weights and its preprocessing."""
     digest = hashlib.sha256()
     # The text of the modules: two encoders may share all weights and differ in an activation.
-    digest.update(f"{encoder}\n{encoder.preprocess}".encode())
+    digest.update(f"{_VERSION}\n{encoder}\n{encoder.preprocess}".encode())
     for name, value in encoder.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
