@@ -1,8 +1,10 @@
 """The evaluation preprocessing is deterministic, exact and carries no weights."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import create_transform
 
 from barlow.data import Preprocess, eval_batches, open_source
 
@@ -30,6 +32,41 @@ def test_one_image_a_batch_and_a_pil_image_agree() -> None:
     one = preprocess(image)
     assert torch.equal(preprocess(image[None])[0], one)
     assert torch.equal(preprocess(Image.fromarray(image.permute(1, 2, 0).numpy())), one)
+
+
+@pytest.mark.parametrize("size", [(40, 60), (64, 32), (20, 30), (32, 32)])
+@pytest.mark.parametrize("in_chans", [1, 3])
+def test_images_are_resized_as_timm_does(size: tuple[int, int], in_chans: int) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (*size, in_chans), np.uint8).squeeze()
+    image = Image.fromarray(grey)
+    theirs = create_transform(
+        (in_chans, 32, 32), interpolation="bilinear", crop_pct=1.0, mean=0.5, std=0.25
+    )
+    ours = Preprocess(32, mean=[0.5] * in_chans, std=[0.25] * in_chans, in_chans=in_chans)
+    levels = (ours(image) - theirs(image)).abs() * 0.25 * 255
+    assert levels.max() < 1.001, "the two round halves apart"
+    assert (levels > 0.001).float().mean() < 0.1
+
+
+@pytest.mark.parametrize("size", [(40, 60), (20, 30), (16, 16), (16, 31)])
+def test_in_float32_it_differs_by_rounding_alone(size: tuple[int, int]) -> None:
+    images = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+    preprocess = Preprocess(16)
+    levels = (preprocess(images) - preprocess.prepare(images)).abs()
+    levels *= 255 * torch.tensor(preprocess.std)[:, None, None]
+    # Rounded once along each axis, half a level each time.
+    assert levels.max() < (1.02 if min(size) != 16 else 1e-3)
+
+
+def test_images_of_many_sizes_become_one_batch() -> None:
+    sizes = [(40, 60), (60, 40), (24, 24), (24, 90), (9, 9)]
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
+    images += [i.permute(1, 2, 0).contiguous().permute(2, 0, 1) for i in images]
+    preprocess = Preprocess(24)
+    batch = preprocess.together(images)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(batch, torch.stack([preprocess(image) for image in images]))
+    assert torch.equal(batch[:5], batch[5:]), "how an image lies in memory changes no pixel"
 
 
 def test_its_dictionary_makes_it_again_and_its_state_is_empty() -> None:

@@ -104,6 +104,7 @@ def test_a_source_without_labels_is_refused(encoder, folders):
             "the protocol knn takes no augment: it takes test, labels",
         ),
         ({"batch_size": 0}, "batch size is 0"),
+        ({"devices": 0}, "devices is 0"),
     ],
 )
 def test_mistakes_are_named(encoder, options, message):

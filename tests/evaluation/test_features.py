@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from barlow.data import open_source
+from barlow.data import Preprocess, Source, open_source
+from barlow.data.source import Table
 from barlow.errors import UserError
 from barlow.evaluation import features
 from barlow.evaluation.features import extract, features_of
@@ -108,3 +109,48 @@ def test_ranks_share_the_work_and_have_all_features(encoder, on_ranks, tmp_path)
     assert torch.equal(a, b)
     assert torch.equal(rows, torch.arange(31))
     assert {images, others} == {2 * 16, 2 * 15}
+
+
+def _digits(number, broken=()):
+    source = open_source("mnist5k", "test", in_chans=1, limit=number)
+    records = [b"" if i in broken else source[i][0].numpy() for i in range(number)]
+    ids = [str(i) for i in range(number)]
+    return Source("digits", Table(records, ids), 1, max_broken=0.2)
+
+
+def test_processes_give_the_features_of_one_in_the_sources_order(encoder, tmp_path):
+    rows = torch.tensor([9, 3, 7, 0, 11, 1, 2])
+    source = _digits(12, broken=(3, 0))  # two of seven, but two of three for the second process
+    source.max_broken = 0.3
+    one, read = features_of(encoder, source, rows, cache=tmp_path / "one")
+    two, also = features_of(encoder, source, rows, cache=tmp_path / "two", devices=2)
+    assert read.tolist() == also.tolist() == [9, 7, 11, 1, 2]
+    torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-4)
+    kept = [[file.name for file in (tmp_path / n).iterdir()] for n in ("one", "two")]
+    assert kept[0] == kept[1], "the same file keeps them"
+    again, _ = features_of(encoder, source, rows, cache=tmp_path / "two", devices=2)
+    assert torch.equal(again, two)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_too_many_broken_images_are_too_many_for_any_number_of_processes(encoder, devices):
+    with pytest.raises(UserError, match=r"digits: 3 of 12 images are broken.* first is 1 "):
+        features_of(encoder, _digits(12, broken=(1, 5, 8)), devices=devices)
+
+
+class _Intolerant(nn.Module):
+    """Features that are not finite for a white image."""
+
+    def __init__(self):
+        super().__init__()
+        self.preprocess = Preprocess(28, mean=[0.0], std=[1.0], in_chans=1)
+
+    def forward(self, images):
+        return 1 / (1 - images.mean((2, 3)))
+
+
+def test_an_error_of_one_process_ends_all_in_one_line():
+    source = _digits(7)
+    source.records[3][:] = 255
+    with pytest.raises(UserError, match=r"^the encoder's features are not finite[^\n]*$"):
+        features_of(_Intolerant(), source, devices=2)

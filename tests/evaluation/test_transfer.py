@@ -49,6 +49,16 @@ def test_the_result_is_kept_in_the_run_and_reads_back(encoder, shades, tmp_path)
     assert len(list((run / "evaluation").glob("knn-*.json"))) == 2
 
 
+@pytest.mark.slow
+def test_two_processes_give_the_table_of_one(encoder, shades):
+    one, two = (
+        transfer(encoder, [shades], "knn", cache=False, devices=devices) for devices in (1, 2)
+    )
+    assert two.settings == one.settings, "processes are no setting of what is measured"
+    for a, b in zip(one.rows, two.rows, strict=True):
+        assert b.values == pytest.approx(a.values, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("sources", "message"),
     [

@@ -11,6 +11,8 @@ from barlow.data.decode import BrokenImage
 from barlow.data.preprocess import Preprocess
 from barlow.data.source import Source
 
+_Read = tuple[Tensor | None, list[int], list[tuple[int, str]]]  # images, rows, (row, reason)
+
 
 def eval_batches(
     source: Source,
@@ -43,7 +45,7 @@ def eval_batches(
         (torch.Size([100, 1, 28, 28]), tensor([0, 1, 2]))
     """
 
-    def read(start: int) -> tuple[list[Tensor], list[int], list[tuple[int, str]]]:
+    def read(start: int) -> _Read:
         images, rows, broken = [], [], []
         for i in range(start, min(start + batch_size, len(source))):
             try:
@@ -53,14 +55,11 @@ def eval_batches(
                 continue
             images.append(image)
             rows.append(i)
-        if len({image.shape for image in images}) == 1:
-            return [preprocess(torch.stack(images))], rows, broken
-        squares = [preprocess(image) for image in images]
-        return [torch.stack(squares)] if squares else [], rows, broken
+        return preprocess.together(images) if images else None, rows, broken
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         starts = iter(range(0, len(source), batch_size))
-        ahead: deque[Future[tuple[list[Tensor], list[int], list[tuple[int, str]]]]] = deque()
+        ahead: deque[Future[_Read]] = deque()
         for start in starts:
             ahead.append(pool.submit(read, start))
             if len(ahead) > workers:
@@ -71,6 +70,6 @@ def eval_batches(
                 ahead.append(pool.submit(read, start))
             for i, reason in broken:
                 source.skip(i, reason)
-            if rows:
-                batch = images[0].to(device, memory_format=torch.channels_last)
+            if images is not None:
+                batch = images.to(device, memory_format=torch.channels_last)
                 yield batch, torch.tensor(rows)

@@ -13,6 +13,8 @@ from barlow.data.decode import from_pil
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+_IN_CACHE = 2**18  # numbers that stay in a core's cache (1 MB) from one operation to the next
+
 
 class Preprocess(nn.Module):
     """Resize the shorter side, crop the centre, normalise; nothing random, nothing learnt.
@@ -52,6 +54,7 @@ class Preprocess(nn.Module):
                 raise ValueError(f"{name} has {len(values)} numbers for {in_chans} channels")
         self.image_size = image_size
         self.in_chans = in_chans
+        # mean and std are no buffers: an encoder's state_dict holds what was learnt, only.
         self.mean = tuple(float(m) for m in mean)
         self.std = tuple(float(s) for s in std)
 
@@ -59,41 +62,71 @@ class Preprocess(nn.Module):
         """A PIL image, uint8 (C, H, W) or (N, C, H, W); float32 of the same number of axes."""
         if isinstance(images, Image.Image):
             images = from_pil(images, self.in_chans)
-        batch = images if images.ndim == 4 else images[None]
+        batch = images if images.ndim == 4 else _alone(images)
         if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[1] != self.in_chans:
             raise ValueError(
                 f"got {images.dtype} {tuple(images.shape)}, expected uint8 "
                 f"({self.in_chans}, H, W) or (N, {self.in_chans}, H, W)"
             )
-        batch = self.prepare(batch, resize=min(batch.shape[-2:]) != self.image_size)
+        # uint8 is resized antialiased on the CPU only.
+        batch = self._normalise(self._square(batch)) if batch.is_cpu else self.prepare(batch)
         return batch if images.ndim == 4 else batch[0]
 
-    def prepare(self, batch: Tensor, resize: bool) -> Tensor:
-        """What `forward` does with a batch; can be traced for images of every size.
+    def together(self, images: Sequence[Tensor]) -> Tensor:
+        """Images of any sizes, each uint8 (C, H, W), as one batch; all on the CPU.
+
+        Returns:
+            float32 (N, C, S, S), channels last.
+        """
+        return self._normalise(torch.cat([self._square(_alone(image)) for image in images]))
+
+    def _square(self, batch: Tensor) -> Tensor:
+        """Resize and crop, in whole grey levels as Pillow does: uint8 (N, C, S, S)."""
+        size = self.image_size
+        if min(batch.shape[-2:]) != size:
+            batch = F.interpolate(batch, self._sides(batch), mode="bilinear", antialias=True)
+        top, left = ((side - size) // 2 for side in batch.shape[-2:])
+        return batch[:, :, top : top + size, left : left + size]
+
+    def _normalise(self, squares: Tensor) -> Tensor:
+        """uint8 (N, C, S, S) to float32, channels last."""
+        size = self.image_size
+        rows = squares.permute(0, 2, 3, 1).flatten(2)  # (N, S, S * C)
+        mean, std = (torch.tensor(v).mul_(255).repeat(size) for v in (self.mean, self.std))
+        out = torch.empty(rows.shape)
+        images = max(1, _IN_CACHE // rows.shape[1:].numel())
+        for pixels, some in zip(torch.split(rows, images), torch.split(out, images), strict=True):
+            some.copy_(pixels).sub_(mean).div_(std)
+        return out.view(-1, size, size, self.in_chans).permute(0, 3, 1, 2)
+
+    def prepare(self, batch: Tensor) -> Tensor:
+        """The same in float32 throughout, on any device; can be traced for images of every size.
+
+        Resized images differ from `forward`'s by what that rounds, one grey level at most; others
+        do not.
 
         Args:
             batch: uint8 (N, C, H, W).
-            resize: leave it out where the shorter side is right.
 
         Returns:
             float32 (N, C, S, S).
         """
-        size, batch = self.image_size, batch.float()
-        if resize:
-            short: Any = torch.sym_min(*batch.shape[-2:])
-            # Whole numbers, rounded half up: a float's rounding cannot be traced.
-            sides = [(2 * side * size + short) // (2 * short) for side in batch.shape[-2:]]
-            batch = F.interpolate(batch, sides, mode="bilinear", antialias=True)
-        top, left = ((side - size) // 2 for side in batch.shape[-2:])
-        if resize:  # by index: whether a slice is the whole cannot be traced
-            square = torch.arange(size, device=batch.device)
-            batch = batch.index_select(2, square + top).index_select(3, square + left)
-        else:
-            batch = batch.narrow(2, top, size).narrow(3, left, size)
-        # mean and std are no buffers: an encoder's state_dict holds what was learnt, only.
-        mean = batch.new_tensor(self.mean)[:, None, None] * 255
-        std = batch.new_tensor(self.std)[:, None, None] * 255
+        sides, batch = self._sides(batch), batch.float()
+        batch = F.interpolate(batch, sides, mode="bilinear", antialias=True)
+        # By index: whether a slice is the whole cannot be traced.
+        rows, columns = (
+            torch.arange(self.image_size, device=batch.device) + (side - self.image_size) // 2
+            for side in batch.shape[-2:]
+        )
+        batch = batch.index_select(2, rows).index_select(3, columns)
+        mean, std = (batch.new_tensor(v)[:, None, None] * 255 for v in (self.mean, self.std))
         return (batch - mean) / std
+
+    def _sides(self, batch: Tensor) -> list[int]:
+        """Height and width with the shorter one right."""
+        short: Any = torch.sym_min(*batch.shape[-2:])
+        # Whole numbers, rounded half up: a float's rounding cannot be traced.
+        return [(2 * side * self.image_size + short) // (2 * short) for side in batch.shape[-2:]]
 
     def to_dict(self) -> dict[str, Any]:
         """The constructor's arguments: `Preprocess(**p.to_dict())` is the same."""
@@ -107,3 +140,12 @@ class Preprocess(nn.Module):
     def extra_repr(self) -> str:
         """The arguments, for `print`."""
         return f"{self.image_size}, mean={self.mean}, std={self.std}, in_chans={self.in_chans}"
+
+
+def _alone(image: Tensor) -> Tensor:
+    """(C, H, W) as a batch of one.
+
+    With the strides of a larger batch: where a pixel's colours lie together, torch then resizes
+    them together, in half the time.
+    """
+    return image.permute(1, 2, 0)[None].permute(0, 3, 1, 2) if image.ndim == 3 else image

@@ -3,9 +3,11 @@
 import hashlib
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,9 +19,21 @@ from barlow.checkpoint import write_atomically
 from barlow.data import Preprocess, Source, eval_batches
 from barlow.data.source import hash_of
 from barlow.errors import UserError
+from barlow.ranks import (
+    Devices,
+    create_fabric,
+    launch,
+    launched_from_outside,
+    processes_here,
+    share_threads,
+)
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 log = logging.getLogger(__name__)
 
+_VERSION = 2  # of what `Preprocess` computes
 _CACHE_BYTES = 4 * 2**30  # the least recently used features beyond this are removed
 
 
@@ -30,6 +44,7 @@ def features_of(
     *,
     batch_size: int = 256,
     cache: Path | None = None,
+    devices: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Run the frozen encoder over images, or read what it gave the last time.
 
@@ -43,6 +58,8 @@ def features_of(
         batch_size: images at a time.
         cache: folder of kept features, or None for no cache. The key is a hash of the weights,
             the images and the preprocessing.
+        devices: processes to start on this machine, which share the images; of a process group,
+            the ranks share them in any case.
 
     Returns:
         Features `(M, F)` float32 on the CPU and the rows `(M,)` they belong to: those asked for
@@ -61,7 +78,10 @@ def features_of(
         # Either all ranks read or all compute: the folder need not be the same on every machine.
         if all(_gathered(kept is not None)) and kept is not None:
             return kept[0], rows[kept[1]]
-    x, read = _extract_together(encoder, part, batch_size)
+    if devices > 1 and _world_size() == 1 and not launched_from_outside():
+        x, read = _extract_by_processes(encoder, part, batch_size, devices)
+    else:
+        x, read = _extract_together(encoder, part, batch_size)
     if path is not None and _rank() == 0:
         _keep(path, x, read)
     return x, rows[read]
@@ -80,6 +100,55 @@ def _extract_together(encoder: nn.Module, source: Source, batch_size: int) -> tu
     x, rows = torch.cat([x for x, _ in found]), torch.cat([r for _, r in found])
     order = rows.argsort()
     return x[order], rows[order]
+
+
+def _extract_by_processes(
+    encoder: nn.Module, source: Source, batch_size: int, devices: int
+) -> tuple[Tensor, Tensor]:
+    """`extract`, by processes that live as long as it takes, each a share of the images."""
+    asked = Devices(_device_of(encoder).type, devices)
+    with tempfile.TemporaryDirectory() as folder:
+        task = partial(
+            _extract_share,
+            asked=asked,
+            encoder=encoder,
+            source=source,
+            batch_size=batch_size,
+            folder=folder,
+        )
+        launch(create_fabric(asked), task)
+        shares = [torch.load(file, weights_only=True) for file in Path(folder).iterdir()]
+    for row, reason in sorted(broken for share in shares for broken in share["broken"]):
+        source.skip(row, reason)
+    rows = torch.cat([share["rows"] for share in shares])
+    if not len(rows):
+        raise UserError(f"{source.name}: no image could be read")
+    x = torch.cat([share["features"] for share in shares if len(share["rows"])])
+    order = rows.argsort()
+    return x[order], rows[order]
+
+
+def _extract_share(
+    fabric: "Fabric",
+    asked: Devices,
+    encoder: nn.Module,
+    source: Source,
+    batch_size: int,
+    folder: str,
+) -> None:
+    share_threads(processes_here(asked))
+    rows = torch.arange(fabric.global_rank, len(source), fabric.world_size)
+    share = source.part(rows)
+    share.max_broken = 1.0  # whether there are too many is seen when all shares are together
+    found = list(stream_features(encoder.to(fabric.device), share, batch_size))
+    read = torch.cat([rows[:0], *(rows[at] for _, at in found)])
+    unread = rows[~torch.isin(rows, read)].tolist()
+    content = {
+        "features": torch.cat([y for y, _ in found]) if found else None,
+        "rows": read,
+        "broken": [(row, why) for row, (_, why) in zip(unread, share.skipped, strict=True)],
+    }
+    torch.save(content, Path(folder) / str(fabric.global_rank))
 
 
 def extract(encoder: nn.Module, source: Source, batch_size: int = 256) -> tuple[Tensor, Tensor]:
@@ -108,7 +177,7 @@ def stream_features(
         Features `(B, F)` float32 on the CPU and the rows `(B,)` of the source they belong to.
     """
     preprocess = preprocess_of(encoder)
-    device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
+    device = _device_of(encoder)
     was_training = [module for module in encoder.modules() if module.training]
     encoder.eval()
     try:
@@ -129,6 +198,10 @@ def stream_features(
     finally:
         for module in was_training:
             module.training = True
+
+
+def _device_of(encoder: nn.Module) -> torch.device:
+    return next((p.device for p in encoder.parameters()), torch.device("cpu"))
 
 
 def preprocess_of(encoder: nn.Module) -> Preprocess:
@@ -172,7 +245,7 @@ def fingerprint_of(encoder: nn.Module) -> str:
     """A hash of an encoder: its modules, its weights and its preprocessing."""
     digest = hashlib.sha256()
     # The text of the modules: two encoders may share all weights and differ in an activation.
-    digest.update(f"{encoder}\n{encoder.preprocess}".encode())
+    digest.update(f"{_VERSION}\n{encoder}\n{encoder.preprocess}".encode())
     for name, value in encoder.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -41,6 +41,7 @@ def health(
     seed: int = 0,
     batch_size: int = 256,
     cache: bool = True,
+    devices: int = 1,
 ) -> Result:
     """Numbers of a representation that need no label.
 
@@ -57,6 +58,7 @@ def health(
         seed: of the views and of the random baseline.
         batch_size: images at a time.
         cache: keep features in $BARLOW_CACHE, by default ~/.cache/barlow/features.
+        devices: processes on this machine that share the images, one a device.
 
     Returns:
         The numbers of `barlow.evaluation.spectrum`; each row's `chosen` has the spectrum.
@@ -76,7 +78,7 @@ def health(
     for name, make in compared(module, baseline):
         one = make(seed)
         two_views = _two_views(encoder, preprocess_of(one), preset)
-        x, _ = features_of(one, chosen, batch_size=batch_size, cache=kept)
+        x, _ = features_of(one, chosen, batch_size=batch_size, cache=kept, devices=devices)
         drawn = _features_of_views(one, chosen.spread(_VIEWED), two_views, views, seed)
         rows.append(_row(name, x, drawn))
     data = {"name": train, "images": len(chosen), "fingerprint": chosen.fingerprint}

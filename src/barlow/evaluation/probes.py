@@ -46,6 +46,7 @@ def linear(
     batch_size: int = 256,
     limit: int | None = None,
     cache: bool = True,
+    devices: int = 1,
 ) -> Result:
     """A linear classifier on the frozen encoder.
 
@@ -70,6 +71,7 @@ def linear(
         batch_size: images at a time through the encoder.
         limit: use only the first so many images of each source.
         cache: keep features in $BARLOW_CACHE, by default ~/.cache/barlow/features.
+        devices: processes on this machine that share the images, one a device.
 
     Returns:
         Loss and accuracies of classes, the mean average precision of tags, R2 of numbers, of
@@ -92,7 +94,9 @@ def linear(
     if task.kind != "classes" and (augment or epochs is not None):
         raise UserError(f"SGD is for classes, and these labels are {task.kind}: leave it out")
     rows, classes = [], len(task.names)
-    for name, one, learnt, held_out in _lines(module, task, baseline, seed, batch_size, cache):
+    for name, one, learnt, held_out in _lines(
+        module, task, baseline, seed, batch_size, cache, devices
+    ):
         if augment:
             views, passes = view_preset(encoder), _PASSES if epochs is None else epochs
             classifier, chosen = _augmented(one, task.train, classes, passes, seed, views)
@@ -120,6 +124,7 @@ def knn(
     batch_size: int = 256,
     limit: int | None = None,
     cache: bool = True,
+    devices: int = 1,
 ) -> Result:
     """Weighted nearest neighbours: nothing is trained and nothing chosen.
 
@@ -140,6 +145,7 @@ def knn(
         batch_size: images at a time through the encoder.
         limit: use only the first so many images of each source.
         cache: keep features in $BARLOW_CACHE, by default ~/.cache/barlow/features.
+        devices: processes on this machine that share the images, one a device.
 
     Returns:
         Accuracy, mean average precision or R2 of the test images, for 20 and 200 neighbours with
@@ -161,7 +167,7 @@ def knn(
     ).few(label_fraction, labels_per_class, seed)
 
     rows = []
-    for name, _, bank, queries in _lines(module, task, baseline, seed, batch_size, cache):
+    for name, _, bank, queries in _lines(module, task, baseline, seed, batch_size, cache, devices):
         ks = tuple(k for k in (20, 200) if k <= len(bank.x)) or (len(bank.x),)
         classes = task.kind == "classes"
         targets = F.one_hot(bank.y, len(task.names)).float() if classes else bank.y
@@ -173,15 +179,25 @@ def knn(
 
 
 def _lines(
-    encoder: nn.Module, task: Task, baseline: str | None, seed: int, batch_size: int, cache: bool
+    encoder: nn.Module,
+    task: Task,
+    baseline: str | None,
+    seed: int,
+    batch_size: int,
+    cache: bool,
+    devices: int,
 ) -> Iterator[tuple[str, nn.Module, Features, Features]]:
     """For each line of the table its name, its encoder, and features of training and test."""
-    kept = cache_folder() if cache else None
+    how: dict[str, Any] = {
+        "batch_size": batch_size,
+        "cache": cache_folder() if cache else None,
+        "devices": devices,
+    }
     for name, make in compared(encoder, baseline):
         one = make(seed)
 
         def features(part: Part, one: nn.Module = one) -> Features:
-            x, rows = features_of(one, part.source, part.rows, batch_size=batch_size, cache=kept)
+            x, rows = features_of(one, part.source, part.rows, **how)
             return Features(x, part.known(rows))
 
         yield name, one, features(task.train), features(task.test)

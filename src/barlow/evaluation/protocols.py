@@ -18,7 +18,7 @@ from barlow.evaluation.result import Result, environment, plain
 PROTOCOLS = {"linear": "probes", "knn": "probes", "finetune": "finetune", "health": "health"}
 
 # Where things go, not what is measured.
-_NOT_SETTINGS = ("out", "cache")
+_NOT_SETTINGS = ("out", "cache", "devices")
 
 
 def evaluate(
@@ -54,8 +54,9 @@ def evaluate(
     if unknown := [name for name in given if name not in takes]:
         others = ", ".join(name for name in takes if name not in ("encoder", "train"))
         raise UserError(f"the protocol {protocol} takes no {unknown[0]}: it takes {others}")
-    if given.get("batch_size", 1) < 1:
-        raise UserError(f"batch size is {given['batch_size']}: give 1 or more")
+    for name in ("batch_size", "devices"):
+        if given.get(name, 1) < 1:
+            raise UserError(f"{name.replace('_', ' ')} is {given[name]}: give 1 or more")
     found = function(encoder, **given)
     defaults = {name: p.default for name, p in takes.items() if p.default is not p.empty}
     asked = {k: v for k, v in {**defaults, **given}.items() if k not in _NOT_SETTINGS}

@@ -24,6 +24,7 @@ def transfer(
     batch_size: int = 256,
     limit: int | None = None,
     cache: bool = True,
+    devices: int = 1,
 ) -> Result:
     """Evaluate one encoder on several labelled sources, in one table.
 
@@ -42,6 +43,7 @@ def transfer(
         batch_size: images at a time through the encoder.
         limit: use only the first so many images of each source.
         cache: keep features for the next time.
+        devices: processes on this machine that share the images, one a device.
 
     Returns:
         A row for each source and encoder, named "SOURCE, ENCODER". With several sources there is
@@ -66,8 +68,10 @@ def transfer(
         "seed": seed,
         "batch_size": batch_size,
         "limit": limit,
+        "cache": cache,
+        "devices": devices,
     }
-    results = [evaluate(encoder, n, n, protocol, cache=cache, **shared) for n in names]
+    results = [evaluate(encoder, n, n, protocol, **shared) for n in names]
     rows = [
         replace(row, name=f"{name}, {row.name}")
         for name, result in zip(names, results, strict=True)

@@ -157,7 +157,7 @@ class _WithPreprocess(nn.Module):
         self.preprocess = preprocess_of(encoder)
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.encoder(self.preprocess.prepare(images, resize=True))
+        features: Tensor = self.encoder(self.preprocess.prepare(images))
         return features
 
 
@@ -191,9 +191,9 @@ def _images(encoder: nn.Module, preprocess: bool) -> Iterator[Tensor]:
 def _greatest_difference(
     encoder: nn.Module, preprocess: bool, run: Callable[[Tensor], Tensor]
 ) -> float:
-    worst = 0.0
+    worst, prepare = 0.0, preprocess_of(encoder).prepare
     for images in _images(encoder, preprocess):
-        features = encoder(preprocess_of(encoder)(images) if preprocess else images)
+        features = encoder(prepare(images) if preprocess else images)
         difference = float((run(images) - features).abs().max())
         if not difference <= _TOLERANCE * max(1.0, float(features.abs().max())):
             raise RuntimeError(
