@@ -63,33 +63,39 @@ class Loss(torch.autograd.Function):
                     sum1 += a.sum(1, keepdim=True)
                     sum2 += b.sum(1, keepdim=True)
                 diagonal[j] = a.mul_(b).sum(0) / n
-            if len(gram1) == n:  # `_add_gram` left the upper triangle out
+            if _is_triangular(gram1):
                 for gram in (gram1, gram2):
                     gram.tril_().add_(gram.tril(-1).T)
             squares = sum_over_ranks((gram1 * gram2).sum() / n**2, sizes, group)
             squares = squares - diagonal.square().sum()  # of C, off the diagonal
-            total = (sum1 * sum2).sum() / n - diagonal.sum()
-            redundancy = squares - 2 * target * total + target**2 * d * (d - 1)
+            redundancy = squares
+            if target:
+                total = (sum1 * sum2).sum() / n - diagonal.sum()
+                redundancy = squares - 2 * target * total + target**2 * d * (d - 1)
             kept = (gram1, gram2, sum1[rows], sum2[rows], diagonal)
         else:
             c = mean1.new_zeros(d, d)
-            step, (space1, space2) = blocks(len(z1), d, mean1, count=2, ranks=len(sizes))
+            step, space = blocks(len(z1), d, mean1, count=2, ranks=len(sizes), least=1024)
             for i in slices(len(z1), step):
-                a = normalise(z1[i], mean1, inverse1, space1)  # (block, D)
-                b = normalise(z2[i], mean2, inverse2, space2)
+                a = normalise(z1[i], mean1, inverse1, space[0])  # (block, D)
+                b = normalise(z2[i], mean2, inverse2, space[1])
                 c.addmm_(a.T, b, alpha=1 / n)
             sum_over_ranks(c, sizes, group)
             diagonal = c.diagonal().clone()
-            c.sub_(target).fill_diagonal_(0)
-            squares1, squares2 = (torch.linalg.vector_norm(c, dim=k).square() for k in (1, 0))
-            sum1, sum2 = c.sum(1), c.sum(0)
-            redundancy = squares1.sum()
-            squares = redundancy + 2 * target * sum1.sum() + target**2 * d * (d - 1)
+            if target:
+                c -= target
+            c.fill_diagonal_(0)
+            squares1, squares2 = _sums_of_squares(c)
+            squares = redundancy = squares1.sum()
             # From here on c is dL/dC, and each slope sum_j dL/dC_ij C_ij.
             pull = 2 * (diagonal - 1)
+            slope1, slope2 = (2 * lambd * k + pull * diagonal for k in (squares1, squares2))
+            if target:
+                sum1, sum2 = c.sum(1), c.sum(0)
+                squares = redundancy + 2 * target * sum1.sum() + target**2 * d * (d - 1)
+                slope1 += 2 * lambd * target * sum1
+                slope2 += 2 * lambd * target * sum2
             c.mul_(2 * lambd).diagonal().copy_(pull)
-            slope1 = 2 * lambd * (squares1 + target * sum1) + pull * diagonal
-            slope2 = 2 * lambd * (squares2 + target * sum2) + pull * diagonal
             kept = (c, slope1, slope2)
 
         invariance = (1 - diagonal).square().sum()
@@ -154,10 +160,28 @@ class Loss(torch.autograd.Function):
         return dz1.to(z1.dtype), dz2.to(z2.dtype), None, None, None, None, None, None
 
 
+def _sums_of_squares(c: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row's elements and of each column's, `(D,)` each."""
+    # torch.linalg.vector_norm over rows takes 21 ms at D = 2048, this 4 for both.
+    d = len(c)
+    rows, columns = c.new_zeros(2, d)
+    step, (space,) = blocks(d, d, c, count=1)
+    for i in slices(d, step):
+        squares = torch.square(c[i], out=space[: c[i].numel()].view(-1, d))
+        torch.sum(squares, 1, out=rows[i])
+        columns += squares.sum(0)
+    return rows, columns
+
+
+def _is_triangular(gram: Tensor) -> bool:
+    """Whether only the lower triangle is summed up: all rows are asked for, and many."""
+    return len(gram) == gram.shape[1] >= 256
+
+
 def _add_gram(gram: Tensor, a: Tensor, rows: slice) -> None:
-    """Add the rows of `a @ a.T`; when all rows are asked for, only their lower triangle."""
+    """Add the rows of `a @ a.T`, or of a triangular one those up to the diagonal."""
     n = len(a)
-    if len(gram) < n or n < 256:
+    if not _is_triangular(gram):
         gram.addmm_(a[rows], a.T)
         return
     # Four strips are 10/16 of the product: 2.9 ms for 3.8 ms at (256, 8192).
