@@ -1,6 +1,6 @@
 """Where a training step's time goes, how near the machine's rate it is, and what peers reach.
 
-    python benchmarks/step.py CIFAR10_FOLDER [--batch-size 128] [--repeats 15]
+    python benchmarks/step.py CIFAR10_FOLDER [--batch-size 128] [--repeats 15] [--compile]
 
 One process, ResNet-18 with the small-image stem, projector 2048 three times. The folder holds
 CIFAR-10 as Parquet files; without it the benchmark is skipped with a message.
@@ -60,13 +60,32 @@ def forever(loader: Loader):
         epoch += 1
 
 
-def parts_of_a_step(batches, batch_size: int) -> tuple[dict[str, Callable[[], object]], float]:
-    """Our step, and the parts of it that are not encoder and projector; and its operations."""
+def new_model() -> tuple[barlow.BarlowTwins, LARS]:
     torch.manual_seed(0)
     encoder = barlow.create_encoder("resnet18", image_size=32)
     model = barlow.BarlowTwins(encoder, WIDTHS).to(memory_format=torch.channels_last).train()
     groups = parameter_groups(model, lr=0.1, lr_bias_norm=0.005, weight_decay=1e-6)
-    optimizer = LARS(groups, 0.1)
+    return model, LARS(groups, 0.1)
+
+
+def compiled_step(batches) -> Callable[[], object]:
+    """Our step as `barlow pretrain --compile` takes it."""
+    model, optimizer = new_model()
+    model.compile()
+    means = Means()
+
+    def step() -> None:
+        model(*next(batches)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        means.add(model.criterion.terms)
+
+    return step
+
+
+def parts_of_a_step(batches, batch_size: int) -> tuple[dict[str, Callable[[], object]], float]:
+    """Our step, and the parts of it that are not encoder and projector; and its operations."""
+    model, optimizer = new_model()
     means = Means()
     z1, z2 = (torch.randn(batch_size, WIDTHS[-1]).requires_grad_() for _ in range(2))
     criterion = BarlowTwinsLoss()
@@ -168,6 +187,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", default="", help="CIFAR-10 as Parquet files")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--compile", action="store_true", help="also torch.compile's step")
     options = parser.parse_args()
     if not Path(options.folder).is_dir() or not options.folder:
         print("skipped: give a folder with CIFAR-10 as Parquet files")
@@ -177,6 +197,8 @@ def main() -> None:
     batches = forever(Loader(source, views, options.batch_size, seed=0))
     ours, operations = parts_of_a_step(batches, options.batch_size)
     peers = peer_steps(source, options.batch_size)
+    if options.compile:
+        peers = {"this package, compiled": compiled_step(batches)} | peers
     rates = [matrix_rate()]
     seconds = interleaved(ours | peers, options.repeats)
     rates.append(matrix_rate())
