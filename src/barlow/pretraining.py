@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 from torch import nn
+from torch.optim import Optimizer
 
 from barlow import address
 from barlow.accumulate import accumulate, micro_batches
@@ -22,11 +23,13 @@ from barlow.assembly import (
     warmup_steps,
 )
 from barlow.checkpoint import load_last, remove_unfinished, save_checkpoint, save_last, write_text
-from barlow.data import Loader
+from barlow.data import Loader, Preprocess
 from barlow.encoders import spec_of
 from barlow.environment import environment
 from barlow.errors import TrainingError
+from barlow.lock import alone
 from barlow.metrics import Means, check_weights
+from barlow.model import BarlowTwins
 from barlow.optim import warmup_cosine
 from barlow.progress import Reporter, describe, logged, told
 from barlow.ranks import (
@@ -99,17 +102,32 @@ def train(settings: Settings, out: str | Path, reporter: Reporter | None = None)
 
 
 def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | None) -> None:
-    main, ranks = fabric.is_global_zero, fabric.world_size
-    reporter = reporter if main and reporter else Reporter()
+    reporter = reporter if fabric.is_global_zero and reporter else Reporter()
     share_threads(processes_here(settings))
     torch.manual_seed(settings.seed)
 
     model, preprocess = build_model(settings)
-    origin = str(getattr(model.encoder, "origin", ""))
     optimizer = build_optimizer(model, settings)
     views = build_views(settings, preprocess).to(fabric.device)
     loader = training_loader(fabric, settings, views)
     validation = validation_loader(fabric, settings, views)
+    with alone(fabric, run.path):
+        _loop(fabric, settings, run, reporter, model, preprocess, optimizer, loader, validation)
+
+
+def _loop(
+    fabric: "Fabric",
+    settings: Settings,
+    run: Run,
+    reporter: Reporter,
+    model: BarlowTwins,
+    preprocess: Preprocess,
+    optimizer: Optimizer,
+    loader: Loader,
+    validation: Loader | None,
+) -> None:
+    main, ranks = fabric.is_global_zero, fabric.world_size
+    origin = str(getattr(model.encoder, "origin", ""))
     # Without held-out images, the health at least is that of images it is trained on.
     watched = (validation or loader).source.spread(settings.validation_limit)
     validate_every = settings.eval_every or interval(len(loader.source), len(watched))
