@@ -22,6 +22,7 @@ from barlow.assembly import (
     validation_loader,
     warmup_steps,
 )
+from barlow.batch_norm import exact_batch_norm
 from barlow.checkpoint import load_last, remove_unfinished, save_checkpoint, save_last, write_text
 from barlow.data import Loader, Preprocess
 from barlow.encoders import spec_of
@@ -40,7 +41,6 @@ from barlow.ranks import (
     processes_here,
     share_threads,
     synchronised,
-    synchronised_batch_norm,
 )
 from barlow.run import Run, open_run
 from barlow.settings import Settings
@@ -146,6 +146,8 @@ def _loop(
     synchronise = settings.sync_batch_norm and ranks > 1
     if synchronise:
         model = synchronised(model, fabric.device)
+    # What torch.compile makes of a batch norm sums well by itself.
+    exact = fabric.device.type == "cpu" and (synchronise or not settings.compile)
     if settings.compile:
         model.compile()
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
@@ -180,7 +182,7 @@ def _loop(
     with (
         logged(run.log_file, reporter) if main else nullcontext(),
         stop_on_signals() as stop,
-        synchronised_batch_norm(synchronise and fabric.device.type == "cpu"),
+        exact_batch_norm(exact, over_ranks=synchronise),
         told(reporter, step, steps),
     ):
         if step:
