@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import yaml
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 import barlow
 from barlow.checkpoint import load_checkpoint
@@ -204,7 +205,6 @@ def test_images_may_be_larger_after_the_training(tmp_path):
 @pytest.mark.slow
 def test_two_ranks_train_as_one(tmp_path):
     # Dropout is drawn by each rank for its own part; everything else is the same everywhere.
-    # In float64, because torch's float32 batch norm of one process is good to 1e-4 only.
     settings = TINY | {"encoder_args": TINY["encoder_args"] | {"drop_rate": 0.0}}
     settings |= {"precision": "64", "optimizer": "lars", "lr": 0.2}
     one = barlow.pretrain("mnist5k", tmp_path / "one", **settings)
@@ -213,6 +213,31 @@ def test_two_ranks_train_as_one(tmp_path):
     for name in expected:
         torch.testing.assert_close(got[name], expected[name], rtol=1e-8, atol=1e-10)
     assert two.metrics()[-1]["val_loss"] == pytest.approx(one.metrics()[-1]["val_loss"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_twenty_steps_in_float32_are_the_same_on_one_two_and_four_ranks(tmp_path):
+    """LARS at the paper's rates; a warm-up of 20 steps. Biases, which start at zero, count only
+    in the whole: one value on the other side of a ReLU moves a single one by more."""
+    settings = TINY | {"encoder_args": TINY["encoder_args"] | {"drop_rate": 0.0}}
+    settings |= {"optimizer": "lars", "lr": 0.2, "lr_bias_norm": 0.0048, "lambd": 0.0051}
+    settings |= {"batch_size": 64, "epochs": 200, "warmup_epochs": 10, "limit": 128}
+    settings |= {"save_minutes": 0.0, "save_every": 1000, "eval_every": 1000, "log_every": 1000}
+    ends = []
+    for devices in (1, 2, 4):
+        out = tmp_path / str(devices)
+        with pytest.raises((StopAt.Crash, ProcessRaisedException)):
+            barlow.pretrain("mnist5k", out, **settings, devices=devices, reporter=StopAt(21))
+        state = load_checkpoint(out / "checkpoints" / "last.ckpt")
+        assert state["step"] == 20
+        ends.append({k: v for k, v in state["model"].items() if v.is_floating_point()})
+    one, *others = ends
+    for other in others:
+        gap = {k: (other[k] - one[k]).norm() for k in one}
+        size = {k: one[k].norm() for k in one}
+        assert all(gap[k] < 1e-4 * size[k] for k in one if one[k].ndim > 1)
+        total, whole = (torch.stack(list(norms.values())).norm() for norms in (gap, size))
+        assert total < 1e-4 * whole
 
 
 @pytest.mark.parametrize("optimizer", ["lars", "sgd", "muon"])

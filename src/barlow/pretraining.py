@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 from torch import nn
+from torch.optim import Optimizer
 
 from barlow import address
 from barlow.accumulate import accumulate, micro_batches
@@ -20,12 +21,15 @@ from barlow.assembly import (
     training_loader,
     validation_loader,
 )
+from barlow.batch_norm import exact_batch_norm
 from barlow.checkpoint import load_last, remove_unfinished, save_checkpoint, save_last, write_text
-from barlow.data import Loader
+from barlow.data import Loader, Preprocess
 from barlow.encoders import spec_of
 from barlow.environment import environment
 from barlow.errors import TrainingError
+from barlow.lock import alone
 from barlow.metrics import Means, check_weights
+from barlow.model import BarlowTwins
 from barlow.progress import Reporter, describe, logged, told
 from barlow.ranks import (
     any_rank,
@@ -36,7 +40,6 @@ from barlow.ranks import (
     processes_here,
     share_threads,
     synchronised,
-    synchronised_batch_norm,
 )
 from barlow.run import Run, open_run
 from barlow.schedule import Schedule
@@ -99,18 +102,36 @@ def train(settings: Settings, out: str | Path, reporter: Reporter | None = None)
 
 
 def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | None) -> None:
-    tick = time.monotonic()
-    main, ranks = fabric.is_global_zero, fabric.world_size
-    reporter = reporter if main and reporter else Reporter()
+    began = time.monotonic()
+    reporter = reporter if fabric.is_global_zero and reporter else Reporter()
     share_threads(processes_here(settings))
     torch.manual_seed(settings.seed)
 
     model, preprocess = build_model(settings)
-    origin = str(getattr(model.encoder, "origin", ""))
     optimizer = build_optimizer(model, settings)
     views = build_views(settings, preprocess).to(fabric.device)
     loader = training_loader(fabric, settings, views)
     validation = validation_loader(fabric, settings, views)
+    with alone(fabric, run.path):
+        _loop(
+            fabric, settings, run, reporter, model, preprocess, optimizer, loader, validation, began
+        )
+
+
+def _loop(
+    fabric: "Fabric",
+    settings: Settings,
+    run: Run,
+    reporter: Reporter,
+    model: BarlowTwins,
+    preprocess: Preprocess,
+    optimizer: Optimizer,
+    loader: Loader,
+    validation: Loader | None,
+    tick: float,
+) -> None:
+    main, ranks = fabric.is_global_zero, fabric.world_size
+    origin = str(getattr(model.encoder, "origin", ""))
     # Without held-out images, the health at least is that of images it is trained on.
     watched = (validation or loader).source.spread(settings.validation_limit)
     validate_every = settings.eval_every or interval(len(loader.source), len(watched))
@@ -128,6 +149,8 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
     synchronise = settings.sync_batch_norm and ranks > 1
     if synchronise:
         model = synchronised(model, fabric.device)
+    # What torch.compile makes of a batch norm sums well by itself.
+    exact = fabric.device.type == "cpu" and (synchronise or not settings.compile)
     if settings.compile:
         model.compile()
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
@@ -162,7 +185,7 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
     with (
         logged(run.log_file, reporter) if main else nullcontext(),
         stop_on_signals() as stop,
-        synchronised_batch_norm(synchronise and fabric.device.type == "cpu"),
+        exact_batch_norm(exact, over_ranks=synchronise),
         told(reporter, schedule.at(step, seconds), schedule.total, schedule.unit),
     ):
         if step:

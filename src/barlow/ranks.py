@@ -1,10 +1,10 @@
-"""Devices and processes, started by Lightning Fabric; batch norm over all of them."""
+"""Devices and processes, started by Lightning Fabric."""
 
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing.spawn import ProcessExitedException
-from torch.overrides import TorchFunctionMode
 
 from barlow.errors import TrainingError, UserError
 from barlow.settings import Settings
@@ -173,97 +172,8 @@ def share_threads(processes: int) -> None:
 def synchronised(module: Module, device: torch.device) -> Module:
     """The module with batch norm over all ranks where torch has it: everywhere but on CPU."""
     if device.type == "cpu":
-        return module  # there the context manager below does it
+        return module  # there `exact_batch_norm` does it
     from timm.layers.norm_act import convert_sync_batchnorm
 
     converted: Module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
     return converted
-
-
-@contextmanager
-def synchronised_batch_norm(on: bool) -> Iterator[None]:
-    """Within it, batch norm in training takes its statistics over the batches of all ranks.
-
-    For CPU tensors, which `nn.SyncBatchNorm` refuses. It stands in for the function that every
-    batch-norm module calls, so that modules, their classes and their state stay as they are.
-    """
-    if not on:
-        yield
-        return
-    with _SynchronisedBatchNorm():
-        yield
-
-
-class _SynchronisedBatchNorm(TorchFunctionMode):
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is nn.functional.batch_norm and kwargs.get("training"):
-            return _batch_norm(*args, **kwargs)
-        return func(*args, **kwargs)
-
-
-def _batch_norm(
-    x: Tensor,  # (N, C) or (N, C, H, W)
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    channels = x.shape[1]
-    dims = [d for d in range(x.ndim) if d != 1]
-    with torch.no_grad():
-        count = x.numel() // channels
-        exact = torch.promote_types(x.dtype, torch.float32)
-        var, mean = torch.var_mean(x.to(exact), dims, correction=0)  # (C,), (C,)
-        own = torch.stack([mean, var])
-        every = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(every, own)
-        means, variances = torch.stack(every).unbind(1)  # (ranks, C) each
-        mean = means.mean(0)
-        # Ranks hold equally many samples: the variance within plus the variance between them.
-        var = variances.mean(0) + (means - mean).square().mean(0)
-        total = count * dist.get_world_size()
-        if running_mean is not None and running_var is not None:
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            running_var.lerp_((var * total / (total - 1)).to(running_var.dtype), momentum)
-    normalised: Tensor = _Normalise.apply(x, mean, var, weight, bias, eps, total)
-    return normalised
-
-
-class _Normalise(torch.autograd.Function):
-    """Batch norm with given global statistics, and its gradient through those statistics."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, mean: Tensor, var: Tensor, *rest: Any) -> Tensor:
-        weight, bias, eps, total = rest
-        ctx.save_for_backward(x, mean, var, weight)
-        ctx.eps, ctx.total = eps, total
-        return nn.functional.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, var, weight = ctx.saved_tensors
-        inverse = (var + ctx.eps).rsqrt()  # (C,)
-        # torch's kernel gives dx as if the statistics were constants, and the two sums.
-        dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
-            grads[0], x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
-        )
-        sums = torch.stack([dweight, dbias]).to(mean.dtype)  # (2, C): sum(dy * x_hat), sum(dy)
-        dist.all_reduce(sums)
-        scale = inverse if weight is None else inverse * weight
-        shape = [1, -1] + [1] * (x.ndim - 2)
-        slope = -scale * inverse * sums[0] / ctx.total
-        shift = -scale * sums[1] / ctx.total - slope * mean
-        dx.addcmul_(x, slope.view(shape).to(x.dtype)).add_(shift.view(shape).to(x.dtype))
-        if weight is None:
-            return dx, None, None, None, None, None, None
-        return dx, None, None, dweight, dbias, None, None

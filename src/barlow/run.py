@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from torch import nn
 
+from barlow import lock
 from barlow.checkpoint import write_text
 from barlow.errors import UserError
 from barlow.settings import Settings
@@ -208,11 +209,13 @@ def open_run(out: str | Path, settings: Settings) -> Run:
         UserError: if the folder holds something else, or a run with other settings.
     """
     run = Run(Path(out))
-    if not run.path.exists() or (run.path.is_dir() and not any(run.path.iterdir())):
+    if not run.path.exists():
         return run
     if not run.path.is_dir():
         raise UserError(f"--out {out} is a file: give a folder")
     if not run.config_file.exists():
+        if {path.name for path in run.path.iterdir()} <= {lock.NAME}:
+            return run
         raise UserError(f"--out {out} holds other files and no run: give a new or empty folder")
     changed = _changes(run.settings(), settings)
     if changed:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -182,3 +183,27 @@ def test_a_mistake_on_two_ranks_is_one_line(tmp_path):
     assert output.count("\n") == 1, output
     assert "fewer than one batch of 32" in output
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_second_training_in_the_same_run_is_refused_until_the_first_is_killed(tmp_path, devices):
+    command = [sys.executable, *arguments(tmp_path, "run", devices=devices, epochs=1000)]
+    first, run = start(command), Run(tmp_path / "run")
+    wait_for_step(first, run, 3)
+    before = run.starts()
+    second = start(command)
+    output = second.communicate(timeout=120)[0]
+    assert second.returncode == 2, output
+    assert output.count("\n") == 1, output
+    named = re.search(rf"process (\d+) on host {re.escape(socket.gethostname())} trains", output)
+    os.kill(int(named[1]), 0)  # it is there
+    assert run.starts() == before
+    assert first.poll() is None
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    third = start(command)
+    while len(run.starts()) == len(before):
+        assert third.poll() is None, third.communicate()[0]
+        time.sleep(0.1)
+    os.killpg(third.pid, signal.SIGKILL)
+    third.communicate()

@@ -3,7 +3,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from barlow.ranks import synchronised_batch_norm
+from barlow.batch_norm import exact_batch_norm
 
 
 def network(kind):
@@ -22,7 +22,7 @@ def gradients(rank, world_size, kind):
     x = torch.randn(8, 3, 8, 8).double().requires_grad_()
     model = network(kind).double()
     part = slice(rank * 8 // world_size, (rank + 1) * 8 // world_size)
-    with synchronised_batch_norm(world_size > 1):
+    with exact_batch_norm(True, over_ranks=world_size > 1):
         y = model(x[part])
     target = torch.randn(8, *y.shape[1:], generator=torch.Generator().manual_seed(2)).double()
     (y - target[part]).pow(3).sum().backward()
@@ -49,7 +49,37 @@ def test_batch_norm_on_two_ranks_is_that_of_the_whole_batch(on_ranks, kind):
         torch.testing.assert_close(part["buffers"], whole["buffers"], **close)
 
 
-def test_evaluation_and_single_processes_are_left_alone():
+@pytest.mark.parametrize("size", [(64, 8, 32, 32), (20, 3, 70, 70), (40, 6, 9), (70, 6)])
+def test_batch_norm_in_float32_is_that_of_float64(size):
+    # A mean far from zero, and a gradient whose sum nearly cancels, as behind another batch norm.
+    draw = torch.Generator().manual_seed(3)
+    x = torch.randn(size, generator=draw) + 3
+    slope = torch.randn(size, generator=draw)
+    slope -= slope.mean([d for d in range(len(size)) if d != 1], keepdim=True)
+    if len(size) == 4:
+        x, slope = (t.contiguous(memory_format=torch.channels_last) for t in (x, slope))
+    results = []
+    for dtype, exact in ((torch.float64, False), (torch.float32, True)):
+        norm = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}[len(size)](size[1])
+        norm = norm.to(dtype)
+        leaf = x.to(dtype).requires_grad_()
+        with exact_batch_norm(exact, over_ranks=False):
+            y = norm(leaf)
+        gradients = torch.autograd.grad(y, [leaf, norm.weight], slope.to(dtype))
+        results.append([y.detach(), *gradients, norm.running_mean, norm.running_var])
+    for got, expected in zip(results[1], results[0], strict=True):
+        error = (got.double() - expected).norm() / expected.norm()
+        assert error < 4e-6
+
+
+def test_evaluation_is_left_alone():
     model = network("plain").eval()
-    with synchronised_batch_norm(True):  # without a process group: any exchange would raise
-        model(torch.randn(2, 3, 8, 8))
+    x = torch.randn(2, 3, 8, 8)
+    expected = model(x)
+    with exact_batch_norm(True, over_ranks=False):
+        assert torch.equal(model(x), expected)
+
+
+def test_one_value_a_channel_has_no_statistics():
+    with exact_batch_norm(True, over_ranks=False), pytest.raises(ValueError, match="more than one"):
+        nn.BatchNorm1d(3)(torch.zeros(1, 3))

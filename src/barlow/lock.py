@@ -1,0 +1,81 @@
+"""One training at a time in the folder of a run."""
+
+import fcntl
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from barlow.errors import UserError
+from barlow.ranks import from_all_ranks
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+log = logging.getLogger(__name__)
+
+NAME = ".lock"
+_GRACE = 5.0  # seconds that a process has to end whose parent was killed, or torchrun restarted
+
+
+@contextmanager
+def alone(fabric: "Fabric", folder: Path) -> Iterator[None]:
+    """Within it, no other training writes to a folder; the first rank holds a lock for all.
+
+    The system gives the lock back when the process ends, however that happens, so a kill leaves
+    none behind. Where the file system has no locks, the training goes on without.
+
+    Args:
+        fabric: of this process.
+        folder: of the run; made if it is not there.
+
+    Raises:
+        UserError: on every rank, if another process holds the lock and does not end.
+    """
+    lock, holders = None, list[str]()
+    if fabric.is_global_zero:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = _take(folder / NAME)
+        except BlockingIOError:
+            holders = [_holder(folder / NAME)]
+    try:
+        for holder in from_all_ranks(fabric, holders):
+            raise UserError(
+                f"{holder} trains in --out {folder} already: wait for its end, or give another"
+            )
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _take(file: Path) -> int:
+    """The open file, locked and with this process's name in it."""
+    opened = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    last = time.monotonic() + _GRACE
+    while True:
+        try:
+            # Not flock: that lock would live on in the loader's worker processes.
+            fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except (BlockingIOError, PermissionError) as error:  # POSIX leaves it open which
+            if time.monotonic() > last:
+                os.close(opened)
+                raise BlockingIOError from error
+            time.sleep(0.1)
+        except OSError as error:
+            log.warning("no lock on %s (%s): start no second training there", file, error)
+            return opened
+    with suppress(OSError):  # a full disk
+        os.ftruncate(opened, 0)
+        os.write(opened, f"process {os.getpid()} on host {socket.gethostname()}".encode())
+    return opened
+
+
+def _holder(file: Path) -> str:
+    return file.read_text() or "another process"
