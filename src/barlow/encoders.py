@@ -176,7 +176,7 @@ def _has_resnet_stem(encoder: nn.Module) -> bool:
 
 
 def _keep_grid(encoder: nn.Module, name: str, side: int) -> None:
-    from timm.layers import SelectAdaptivePool2d
+    from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 
     if not isinstance(getattr(encoder, "global_pool", None), SelectAdaptivePool2d):
         raise UserError(f"encoder {name!r} pools no map, so that --pool {side} cannot be: give 1")

@@ -1,9 +1,9 @@
 """One training at a time in the folder of a run."""
 
-import fcntl
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 
 from barlow.errors import UserError
 from barlow.ranks import from_all_ranks
+
+if sys.platform != "win32":
+    import fcntl
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -27,7 +30,7 @@ def alone(fabric: "Fabric", folder: Path) -> Iterator[None]:
     """Within it, no other training writes to a folder; the first rank holds a lock for all.
 
     The system gives the lock back when the process ends, however that happens, so a kill leaves
-    none behind. Where the file system has no locks, the training goes on without.
+    none behind. Where the file system, or Windows, has no such locks, training goes on without.
 
     Args:
         fabric: of this process.
@@ -57,6 +60,8 @@ def alone(fabric: "Fabric", folder: Path) -> Iterator[None]:
 def _take(file: Path) -> int:
     """The open file, locked and with this process's name in it."""
     opened = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    if sys.platform == "win32":
+        return opened
     last = time.monotonic() + _GRACE
     while True:
         try:

@@ -125,4 +125,5 @@ class Muon(Optimizer):
         state["step"] += 1
         first = state["first"].lerp_(p.grad, 1 - beta1) / (1 - beta1 ** state["step"])
         second = state["second"].lerp_(p.grad.square(), 1 - beta2) / (1 - beta2 ** state["step"])
-        return first / (second.sqrt() + 1e-8)
+        update: Tensor = first / (second.sqrt() + 1e-8)
+        return update
