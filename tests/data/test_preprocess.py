@@ -63,7 +63,7 @@ def test_images_of_many_sizes_become_one_batch() -> None:
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
     images += [i.permute(1, 2, 0).contiguous().permute(2, 0, 1) for i in images]
     preprocess = Preprocess(24)
-    batch = preprocess.together(images)
+    batch = preprocess.normalise(torch.cat([preprocess.square(image) for image in images]))
     assert batch.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(batch, torch.stack([preprocess(image) for image in images]))
     assert torch.equal(batch[:5], batch[5:]), "how an image lies in memory changes no pixel"

@@ -1,7 +1,7 @@
 """Images in the source's order, for evaluation."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -11,6 +11,7 @@ from barlow.data.decode import BrokenImage
 from barlow.data.preprocess import Preprocess
 from barlow.data.source import Source
 
+_Map = Callable[[Callable[[int], Tensor | BrokenImage], range], Iterable[Tensor | BrokenImage]]
 _Read = tuple[Tensor | None, list[int], list[tuple[int, str]]]  # images, rows, (row, reason)
 
 
@@ -29,7 +30,9 @@ def eval_batches(
         preprocess: brings them to one size.
         batch_size: how many at a time; the last batch may be smaller.
         device: where the batches go.
-        workers: threads that decode (decoders and resizing let go of Python's lock).
+        workers: threads that decode (decoders and resizing let go of Python's lock) while a GPU
+            works, or images arrive over a network. For an encoder on the CPU every core decodes
+            between two batches.
 
     Yields:
         Images, float32 (B, C, S, S), channels last, and their indices in the source, (B,).
@@ -45,31 +48,47 @@ def eval_batches(
         (torch.Size([100, 1, 28, 28]), tensor([0, 1, 2]))
     """
 
-    def read(start: int) -> _Read:
-        images, rows, broken = [], [], []
-        for i in range(start, min(start + batch_size, len(source))):
-            try:
-                image = source[i]
-            except BrokenImage as error:
-                broken.append((i, str(error)))
-                continue
-            images.append(image)
-            rows.append(i)
-        return preprocess.together(images) if images else None, rows, broken
+    device = torch.device(device)
 
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        starts = iter(range(0, len(source), batch_size))
-        ahead: deque[Future[_Read]] = deque()
-        for start in starts:
-            ahead.append(pool.submit(read, start))
-            if len(ahead) > workers:
-                break
-        while ahead:
-            images, rows, broken = ahead.popleft().result()
-            if (start := next(starts, -1)) >= 0:
-                ahead.append(pool.submit(read, start))
+    def decode(i: int) -> Tensor | BrokenImage:
+        try:
+            return preprocess.square(source[i])
+        except BrokenImage as error:
+            return error
+
+    def read(start: int, each: _Map = map) -> _Read:
+        rows = range(start, min(start + batch_size, len(source)))
+        found = list(zip(rows, each(decode, rows), strict=True))
+        images = [image for _, image in found if isinstance(image, Tensor)]
+        broken = [(row, str(image)) for row, image in found if isinstance(image, BrokenImage)]
+        good = [row for row, image in found if isinstance(image, Tensor)]
+        return preprocess.normalise(torch.cat(images)) if images else None, good, broken
+
+    starts = range(0, len(source), batch_size)
+    if device.type == "cpu" and not source.far:
+        # The encoder wants every core: what decodes beside it only makes its threads wait.
+        pool = ThreadPoolExecutor(torch.get_num_threads())
+        batches: Iterator[_Read] = (read(start, pool.map) for start in starts)
+    else:
+        pool = ThreadPoolExecutor(max(1, workers))
+        batches = _ahead(pool, read, starts, workers)
+    with pool:
+        for images, rows, broken in batches:
             for i, reason in broken:
                 source.skip(i, reason)
             if images is not None:
                 batch = images.to(device, memory_format=torch.channels_last)
                 yield batch, torch.tensor(rows)
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, read: Callable[[int], _Read], starts: range, count: int
+) -> Iterator[_Read]:
+    """What `read` makes of every start, in their order; so many more are read meanwhile."""
+    ahead: deque[Future[_Read]] = deque()
+    for start in starts:
+        ahead.append(pool.submit(read, start))
+        if len(ahead) > count:
+            yield ahead.popleft().result()
+    for future in ahead:
+        yield future.result()

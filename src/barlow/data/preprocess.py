@@ -69,16 +69,12 @@ class Preprocess(nn.Module):
                 f"({self.in_chans}, H, W) or (N, {self.in_chans}, H, W)"
             )
         # uint8 is resized antialiased on the CPU only.
-        batch = self._normalise(self._square(batch)) if batch.is_cpu else self.prepare(batch)
+        batch = self.normalise(self._square(batch)) if batch.is_cpu else self.prepare(batch)
         return batch if images.ndim == 4 else batch[0]
 
-    def together(self, images: Sequence[Tensor]) -> Tensor:
-        """Images of any sizes, each uint8 (C, H, W), as one batch; all on the CPU.
-
-        Returns:
-            float32 (N, C, S, S), channels last.
-        """
-        return self._normalise(torch.cat([self._square(_alone(image)) for image in images]))
+    def square(self, image: Tensor) -> Tensor:
+        """Resize and crop one image on the CPU: uint8 (C, H, W) to uint8 (1, C, S, S)."""
+        return self._square(_alone(image))
 
     def _square(self, batch: Tensor) -> Tensor:
         """Resize and crop, in whole grey levels as Pillow does: uint8 (N, C, S, S)."""
@@ -88,8 +84,8 @@ class Preprocess(nn.Module):
         top, left = ((side - size) // 2 for side in batch.shape[-2:])
         return batch[:, :, top : top + size, left : left + size]
 
-    def _normalise(self, squares: Tensor) -> Tensor:
-        """uint8 (N, C, S, S) to float32, channels last."""
+    def normalise(self, squares: Tensor) -> Tensor:
+        """The last step alone: uint8 (N, C, S, S) on the CPU to float32, channels last."""
         size = self.image_size
         rows = squares.permute(0, 2, 3, 1).flatten(2)  # (N, S, S * C)
         mean, std = (torch.tensor(v).mul_(255).repeat(size) for v in (self.mean, self.std))
