@@ -196,6 +196,19 @@ def test_two_ranks_agree_on_the_clock(tmp_path):
     assert run.metrics()[-1]["seconds"] >= 6
 
 
+def test_numbers_too_small_to_matter_do_not_slow_a_training(tmp_path):
+    """A momentum without gradient decays to denormal numbers, whose products take very long."""
+    seen = []
+
+    class Ear(Reporter):
+        def step(self, done):
+            seen.append(float(torch.tensor([1e-39]).mul(0.5)))
+
+    barlow.pretrain("mnist5k", tmp_path / "run", **TINY | {"epochs": 1}, reporter=Ear())
+    assert seen == [0.0] * 4
+    assert torch.tensor([1e-39]).mul(0.5) > 0, "as before"
+
+
 def test_images_may_be_larger_after_the_training(tmp_path):
     settings = TINY | {"image_size": 16, "eval_size": 32, "epochs": 1}
     encoder = barlow.pretrain("mnist5k", tmp_path / "run", **settings).encoder()

@@ -34,6 +34,7 @@ from barlow.progress import Reporter, describe, logged, told
 from barlow.ranks import (
     any_rank,
     create_fabric,
+    denormals_as_zero,
     from_all_ranks,
     from_main_rank,
     launch,
@@ -112,7 +113,7 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
     views = build_views(settings, preprocess).to(fabric.device)
     loader = training_loader(fabric, settings, views)
     validation = validation_loader(fabric, settings, views)
-    with alone(fabric, run.path):
+    with alone(fabric, run.path), denormals_as_zero():
         _loop(
             fabric, settings, run, reporter, model, preprocess, optimizer, loader, validation, began
         )
