@@ -2,9 +2,11 @@
 
 import logging
 import os
+import random
 import re
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -102,7 +104,10 @@ def launch(fabric: "Fabric", task: Callable[["Fabric"], None]) -> None:
     # Started here, the others are children of this process, which only waits.
     children = fabric.world_size > 1 and not launched_from_outside()
     try:
-        with stop_on_signals(pass_on=True) if children else nullcontext():
+        with (
+            _port() if children else nullcontext(),
+            stop_on_signals(pass_on=True) if children else nullcontext(),
+        ):
             fabric.launch(task)
     except Exception as error:
         if told := _told_by_a_child(error):
@@ -112,6 +117,27 @@ def launch(fabric: "Fabric", task: Callable[["Fabric"], None]) -> None:
                 "another process, or the way to it, is gone: run the same command again to go on"
             ) from error
         raise
+
+
+@contextmanager
+def _port() -> Iterator[None]:
+    """Within it, processes of this machine meet at a free port of their own.
+
+    Not one that the system hands out, as Fabric would take: until the first process listens there,
+    which takes it seconds, the system may hand it out again.
+    """
+    if "MASTER_PORT" in os.environ:
+        yield
+        return
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            break
+    os.environ["MASTER_PORT"] = str(port)
+    try:
+        yield
+    finally:
+        del os.environ["MASTER_PORT"]
 
 
 def _told_by_a_child(error: Exception) -> Exception | None:

