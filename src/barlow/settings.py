@@ -80,7 +80,7 @@ class Settings:
     accumulate: int = 1
     """micro-batches a step: the loss stays that of the whole batch, memory is a micro-batch's"""
     optimizer: Literal["lars", "adamw", "sgd", "muon"] = "lars"
-    """lars (paper), adamw, sgd, or muon (Jordan 2024; the fastest for short trainings)"""
+    """lars (paper), adamw, sgd, or muon (Jordan 2024, for short trainings)"""
     lr: float = 0.2
     """learning rate of weights; for lars and sgd per 256 images of the batch (paper: 0.2)"""
     lr_bias_norm: float = 0.0048

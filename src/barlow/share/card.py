@@ -43,7 +43,7 @@ def model_card(encoder: nn.Module, where: str, repository: str, license: str) ->
         _head(settings, license),
         f"# {repository.partition('/')[2]}\n",
         _what(encoder, trained_here=settings is not None),
-        _use(repository),
+        _use(repository, spec_of(encoder).pool),
     ]
     if settings:
         parts += [_data(settings), _training(run, settings), _results(run)]
@@ -83,14 +83,17 @@ def _stem(stem: str) -> str:
     return f" with a 3x3 stride-{STEM_STRIDE[stem]} stem and no pooling"
 
 
-def _use(repository: str) -> str:
+def _use(repository: str, pool: int) -> str:
+    given = "(1, F) out"
+    if pool > 1:
+        given = f"the map out, (1, C, H, W): average it to {pool} x {pool} and flatten"
     return f"""## Use
 ```python
 import timm
 
 encoder = timm.create_model("hf-hub:{repository}", pretrained=True, num_classes=0).eval()
 data = timm.data.resolve_model_data_config(encoder)
-features = encoder(timm.data.create_transform(**data)(image)[None])  # PIL image in, (1, F) out
+features = encoder(timm.data.create_transform(**data)(image)[None])  # PIL image in, {given}
 ```
 or, without timm's resizing in between,
 ```python
