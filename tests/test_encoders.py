@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -40,9 +42,34 @@ def test_a_pooled_grid_keeps_the_quadrants_of_the_last_map_apart():
     assert encoder.num_features == 128
 
 
+@torch.no_grad()
+def test_several_stages_stand_side_by_side():
+    # The last of the four has no blocks, so that it has no map of its own.
+    small = {"channels": [8, 16, 24, 24], "layers": [1, 1, 1, 0]}
+    encoder = barlow.create_encoder("resnet18", 32, pool=2, stages=2, **small).eval()
+    images = torch.randn(2, 3, 32, 32)
+    middle = encoder.layer2(encoder.layer1(encoder.act1(encoder.bn1(encoder.conv1(images)))))
+    last = encoder.layer3(middle)
+    expected = [nn.functional.adaptive_avg_pool2d(m, 2).flatten(1) for m in (middle, last)]
+    torch.testing.assert_close(encoder(images), torch.cat(expected, 1))
+    assert encoder.num_features == 4 * (16 + 24)
+
+
+@torch.no_grad()
+def test_the_blocks_of_a_transformer_are_stages_and_a_copy_has_its_own_weights():
+    encoder = barlow.create_encoder("vit_tiny_patch16_224", 32, depth=2, stages=2).eval()
+    assert encoder.num_features == 2 * 192
+    images = torch.randn(2, 3, 32, 32)
+    before = encoder(images)
+    copied = copy.deepcopy(encoder)
+    copied.blocks[0].mlp.fc2.bias += 1
+    assert not torch.equal(copied(images), before)
+    assert torch.equal(encoder(images), before)
+
+
 def test_what_cannot_be_is_refused_by_name():
-    with pytest.raises(UserError, match="pools no map"):
-        barlow.create_encoder("vit_tiny_patch16_224", 32, pool=2)
+    with pytest.raises(UserError, match="has 5 stages"):
+        barlow.create_encoder("resnet18", 32, stages=6)
     with pytest.raises(UserError, match=r"unknown encoder 'resnet_18'.*did you mean"):
         barlow.create_encoder("resnet_18")
     with pytest.raises(UserError, match=r"does not take these arguments.*'colour'"):

@@ -49,6 +49,7 @@ def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
             settings.pretrained,
             stem=settings.stem,
             pool=settings.pool,
+            stages=settings.stages,
             **settings.encoder_args,
         )
     _try(encoder, settings)

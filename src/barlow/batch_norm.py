@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 # torch's kernels add row after row in float32: over a batch of maps they lose two digits, over a
 # block of so many rows almost none, and a block stays in the cache. Blocks of so few images are
 # the same on any number of ranks with a multiple of them, and so is their sum, to the last bit.
-_ROWS, _IMAGES = 4096, 16
+_ROWS, _IMAGES = 4096, 64
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 """Encoders from timm, with a stem for small images."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from types import MethodType
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from barlow.errors import UserError
 
@@ -28,6 +30,12 @@ class EncoderSpec:
     stem: Literal["standard", "small", "padded", "strided"]
     model_args: dict[str, Any] = field(default_factory=dict)
     pool: int = 1
+    stages: int = 1
+
+    @property
+    def of_maps(self) -> bool:
+        """Whether the representation is not timm's own but averages of maps."""
+        return self.pool > 1 or self.stages > 1
 
     def build(self, pretrained: bool = False) -> nn.Module:
         """The encoder, freshly initialised or with timm's supervised weights."""
@@ -38,6 +46,7 @@ class EncoderSpec:
             pretrained=pretrained,
             stem=self.stem,
             pool=self.pool,
+            stages=self.stages,
             **self.model_args,
         )
 
@@ -59,6 +68,7 @@ def create_encoder(
     *,
     stem: Stem = "auto",
     pool: int = 1,
+    stages: int = 1,
     **model_args: Any,
 ) -> nn.Module:
     """Create an encoder: any timm architecture without its classifier.
@@ -73,9 +83,11 @@ def create_encoder(
             one, as solo-learn does; "strided" strides it by two pixels, for a quarter of the work;
             "standard" leaves the network alone; "auto" is "small" for ResNets at 64 pixels and
             less.
-        pool: side of the grid that the last map is averaged to. 1 is global average pooling; 2
-            keeps its four quadrants apart (as Coates et al. 2011 did with patches), for four times
-            the features.
+        pool: side of the grid that a map is averaged to. 1 is timm's own pooling; 2 keeps the four
+            quadrants apart (as Coates et al. 2011 did with patches), for four times the features.
+        stages: how many of the last stages' maps (of a transformer: blocks' tokens) the
+            representation is made of, side by side. More than one is worth most after short
+            trainings and for linear classifiers.
         **model_args: passed on to timm's constructor, such as `channels=(32, 64, 128, 256)`.
 
     Returns:
@@ -83,11 +95,14 @@ def create_encoder(
         `num_features` and `spec`.
 
     Raises:
-        UserError: if timm has no such architecture, or the architecture no such argument or stem.
+        UserError: if timm has no such architecture, or the architecture no such argument or stem,
+            or not as many stages.
 
     Example:
         >>> create_encoder("resnet18", image_size=32).num_features
         512
+        >>> create_encoder("resnet18", image_size=32, pool=2, stages=2).num_features
+        3072
     """
     import timm
 
@@ -110,12 +125,21 @@ def create_encoder(
         stem = "small" if has_resnet_stem and image_size <= _SMALL_IMAGE else "standard"
     if stem != "standard":
         _replace_stem(encoder, STEM_STRIDE[stem], padding=2 if stem == "padded" else 1)
-    if pool > 1:
-        _keep_grid(encoder, name, pool)
-    encoder.spec = EncoderSpec(  # type: ignore[assignment]
-        name, image_size, in_chans, stem, model_args, pool
-    )
+    spec = EncoderSpec(name, image_size, in_chans, stem, model_args, pool, stages)
+    encoder.spec = spec  # type: ignore[assignment]
+    if spec.of_maps:
+        _represent_by_maps(encoder)
     return encoder
+
+
+def plain(encoder: nn.Module) -> tuple[Callable[[Tensor], Tensor], int]:
+    """What the projector reads: timm's own pooling of the last map, and its width.
+
+    Also where the representation is several maps': trained on all of them, it was no better
+    (docs/recipe.md), and the projector many times as wide.
+    """
+    forward = getattr(encoder, "plain_forward", encoder)
+    return forward, getattr(encoder, "plain_features", encoder.num_features)
 
 
 def fresh_copy(encoder: nn.Module, seed: int = 0) -> nn.Module:
@@ -175,15 +199,31 @@ def _has_resnet_stem(encoder: nn.Module) -> bool:
     )
 
 
-def _keep_grid(encoder: nn.Module, name: str, side: int) -> None:
-    from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
+@torch.no_grad()
+def _represent_by_maps(encoder: nn.Module) -> None:
+    """Let the representation be the maps of the last stages, each averaged to a grid."""
+    spec = spec_of(encoder)
+    encoder.eval()
+    image = torch.zeros(1, spec.in_chans, spec.image_size, spec.image_size)
+    maps = encoder.forward_intermediates(image, intermediates_only=True)  # type: ignore[operator]
+    # A stage without blocks gives the map of the one before.
+    new = [i for i, each in enumerate(maps) if all(each is not other for other in maps[:i])]
+    if len(new) < spec.stages:
+        raise UserError(f"encoder {spec.name!r} has {len(new)} stages: give --stages no more")
+    encoder.kept_maps = new[-spec.stages :]  # type: ignore[assignment]
+    encoder.plain_forward, encoder.plain_features = encoder.forward, encoder.num_features  # type: ignore[assignment]
+    encoder.forward = MethodType(_pooled_maps, encoder)  # type: ignore[method-assign]
+    encoder.num_features = encoder(image).shape[1]
+    encoder.train()
 
-    if not isinstance(getattr(encoder, "global_pool", None), SelectAdaptivePool2d):
-        raise UserError(f"encoder {name!r} pools no map, so that --pool {side} cannot be: give 1")
-    features = encoder.num_features
-    assert isinstance(features, int)
-    encoder.global_pool = nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten())
-    encoder.num_features = side * side * features  # type: ignore[assignment]
+
+def _pooled_maps(encoder: Any, image: Tensor) -> Tensor:
+    """`(N, C, H, W)` to the last maps' averages over a grid, `(N, F)`."""
+    maps = encoder.forward_intermediates(
+        image, indices=encoder.kept_maps, norm=True, stop_early=True, intermediates_only=True
+    )
+    side = encoder.spec.pool
+    return torch.cat([F.adaptive_avg_pool2d(each, side).flatten(1) for each in maps], dim=1)
 
 
 def _replace_stem(encoder: nn.Module, stride: int, padding: int) -> None:

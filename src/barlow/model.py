@@ -5,6 +5,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from barlow.encoders import plain
 from barlow.loss import BarlowTwinsLoss
 
 
@@ -61,15 +62,14 @@ class BarlowTwins(nn.Module):
         super().__init__()
         if not projector:
             raise ValueError("the projector has no layer: give at least one width, such as (2048,)")
-        in_features = encoder.num_features
-        assert isinstance(in_features, int)
         self.encoder = encoder
-        self.projector = create_projector(in_features, projector)
+        self.projector = create_projector(plain(encoder)[1], projector)
         self.criterion = criterion or BarlowTwinsLoss(lambd)
 
     def embed(self, view: Tensor) -> Tensor:
         """The embedding of one view: `(N, C, H, W) -> (N, D)`."""
-        embedding: Tensor = self.projector(self.encoder(view))
+        forward, _ = plain(self.encoder)
+        embedding: Tensor = self.projector(forward(view))
         return embedding
 
     def forward(

@@ -35,8 +35,10 @@ class Settings:
     """of a ResNet on small images; small: a 3x3 convolution and no pooling; strided: the same with
     a stride of 2, for a quarter of the work; auto: small up to 64 pixels, else standard"""
     pool: int = 1
-    """side of the grid that the last map is averaged to: 2 keeps its quadrants apart, for four
-    times the features"""
+    """side of the grid that a map is averaged to: 2 keeps its quadrants apart, for four times the
+    features"""
+    stages: int = 1
+    """how many of the last stages' maps the representation is made of"""
     pretrained: bool = False
     """start from timm's supervised weights (downloaded)"""
     init: str | None = None
@@ -158,6 +160,7 @@ class Settings:
             "image_size",
             "channels",
             "pool",
+            "stages",
             "epochs",
             "accumulate",
             "devices",

@@ -31,13 +31,13 @@ def interval(images: int, validated: int) -> int:
 
     Args:
         images: in an epoch; each goes twice through the network and back, about six passes.
-        validated: held-out images; each takes three passes.
+        validated: held-out images; each takes four passes.
 
     Example:
         >>> interval(50_000, 2048), interval(4_000, 1000)
-        (1, 5)
+        (1, 6)
     """
-    return -(-17 * validated // images)
+    return -(-22 * validated // images)
 
 
 @torch.no_grad()
@@ -140,7 +140,7 @@ def _outputs(
     for batch, rows in eval_batches(mine, preprocess, 256, device=fabric.device):
         with fabric.autocast():
             y = model.encoder(batch.to(dtype))
-            z = model.projector(y)[:, : _EMBEDDINGS[1]]
+            z = model.embed(batch.to(dtype))[:, : _EMBEDDINGS[1]]
         place = rows * fabric.world_size + fabric.global_rank
         found.append((place, y.float().cpu(), z.float().cpu()))
     found = from_all_ranks(fabric, found)

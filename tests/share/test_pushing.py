@@ -11,13 +11,15 @@ import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 
 import barlow
 from barlow.cli.options import add_options, new_parser, parse
+from barlow.data import Preprocess
 from barlow.errors import UserError
 from barlow.run import Run
 from barlow.settings import Settings
-from barlow.share import load_encoder
+from barlow.share import load_encoder, save_encoder
 from barlow.share.card import _NOT_TOLD, _command
 from barlow.share.pushing import push
 
@@ -68,6 +70,22 @@ def test_a_dry_run_writes_a_complete_card_and_a_folder_that_timm_loads(run, scra
     with torch.no_grad():
         view = mine.preprocess(images)
         assert torch.equal(theirs(view), mine(view))
+
+
+@torch.no_grad()
+def test_the_code_on_the_card_of_several_maps_computes_the_representation(tmp_path, scratch):
+    torch.manual_seed(0)
+    small = {"channels": [8, 16, 24, 24], "layers": [1, 1, 1, 0], "stem": "strided"}
+    encoder = barlow.create_encoder("resnet18", 32, pool=2, stages=2, **small).eval()
+    encoder.preprocess = Preprocess(32)
+    save_encoder(encoder, tmp_path / "encoder")
+    done = push(str(tmp_path / "encoder"), "someone/maps", dry_run=True)
+    image = Image.fromarray(torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8).numpy())
+    code = done.card.split("```python\n")[1].split("```")[0]
+    names = {"image": image}
+    exec(code.replace("hf-hub:someone/maps", f"local-dir:{done.place}"), names)
+    expected = encoder(encoder.preprocess(image)[None])
+    torch.testing.assert_close(names["features"], expected)
 
 
 def test_the_command_on_the_card_makes_the_same_settings(run):

@@ -32,6 +32,7 @@ def trained(name, image_size=32, in_chans=3, **model_args):
         ("resnet18", {"channels": [8, 16, 24, 32], "stem": "padded"}),
         ("resnet18", {"channels": [8, 16, 24, 32], "stem": "strided"}),
         ("resnet18", {"channels": [8, 16, 24, 32], "pool": 2}),
+        ("resnet18", {"channels": [8, 16, 24, 32], "stem": "strided", "pool": 3, "stages": 2}),
         ("dla34", {"channels": [8, 8, 8, 16, 16, 24], "levels": [0, 0, 1, 1, 1, 1], "pool": 2}),
         ("vit_tiny_patch16_224", {"depth": 2}),
         ("dla34", {"channels": [4, 4, 8, 8, 8, 16]}),

@@ -43,7 +43,7 @@ def model_card(encoder: nn.Module, where: str, repository: str, license: str) ->
         _head(settings, license),
         f"# {repository.partition('/')[2]}\n",
         _what(encoder, trained_here=settings is not None),
-        _use(repository, spec_of(encoder).pool),
+        _use(repository, encoder),
     ]
     if settings:
         parts += [_data(settings), _training(run, settings), _results(run)]
@@ -83,17 +83,25 @@ def _stem(stem: str) -> str:
     return f" with a 3x3 stride-{STEM_STRIDE[stem]} stem and no pooling"
 
 
-def _use(repository: str, pool: int) -> str:
-    given = "(1, F) out"
-    if pool > 1:
-        given = f"the map out, (1, C, H, W): average it to {pool} x {pool} and flatten"
+def _use(repository: str, encoder: nn.Module) -> str:
+    imports, call = "import timm", "encoder({image})  # PIL image in, (1, F) out"
+    if (spec := spec_of(encoder)).of_maps:
+        imports += "\nimport torch\nfrom torch.nn.functional import adaptive_avg_pool2d"
+        call = (
+            f"[\n    adaptive_avg_pool2d(each, {spec.pool}).flatten(1)\n"
+            "    for each in encoder.forward_intermediates(\n"
+            f"        {{image}}, indices={encoder.kept_maps}, norm=True, intermediates_only=True\n"
+            "    )\n]\nfeatures = torch.cat(features, 1)  # PIL image in, (1, F) out"
+        )
+    call = call.format(image="transform(image)[None]")
     return f"""## Use
 ```python
-import timm
+{imports}
 
 encoder = timm.create_model("hf-hub:{repository}", pretrained=True, num_classes=0).eval()
 data = timm.data.resolve_model_data_config(encoder)
-features = encoder(timm.data.create_transform(**data)(image)[None])  # PIL image in, {given}
+transform = timm.data.create_transform(**data)
+features = {call}
 ```
 or, without timm's resizing in between,
 ```python

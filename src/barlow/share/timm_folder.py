@@ -37,8 +37,8 @@ def save_encoder(encoder: nn.Module, folder: Path) -> None:
     assert isinstance(preprocess, Preprocess)
     weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
     model_args = size_args(spec.name, spec.image_size) | spec.model_args
-    if spec.pool > 1:
-        model_args["global_pool"] = ""  # the map, `(N, C, H, W)`: timm has no pooling to a grid
+    if spec.of_maps:
+        model_args["global_pool"] = ""  # the last map, `(N, C, H, W)`: timm has no such pooling
     size = preprocess.image_size
     interpolation = "bilinear"
     crop: dict[str, object] = {"crop_pct": 1.0, "crop_mode": "center"}
