@@ -36,13 +36,13 @@ from barlow.model import create_projector
 from barlow.optim import LARS, parameter_groups, warmup_cosine
 from barlow.run import Run
 
-PROBES = ("linear", "knn")
+PROBES = {"linear": "with pretraining", "knn": "with pretraining, k = 20, t = 0.07"}
 
 
 def probed(encoder: str | nn.Module, data: str) -> dict[str, float]:
     """Top-1 of the test images, by probe."""
     results = {p: barlow.evaluate(encoder, data, data, protocol=p) for p in PROBES}
-    return {p: result["with pretraining"].values["val_top1"] for p, result in results.items()}
+    return {p: results[p][row].values["val_top1"] for p, row in PROBES.items()}
 
 
 def ours(data: str, recipe: str, seed: int, out: Path) -> dict[str, float]:
