@@ -299,7 +299,7 @@ def test_mistakes_are_refused_before_anything_is_written(tmp_path):
 
 
 def test_a_full_disk_does_not_end_a_training(tmp_path, monkeypatch, caplog):
-    import barlow.pretraining as loop
+    import barlow.record as record
 
     calls = []
 
@@ -309,8 +309,8 @@ def test_a_full_disk_does_not_end_a_training(tmp_path, monkeypatch, caplog):
             raise OSError(28, "No space left on device")
         real(path, state)
 
-    real = loop.save_last
-    monkeypatch.setattr(loop, "save_last", full_once)
+    real = record.save_last
+    monkeypatch.setattr(record, "save_last", full_once)
     with caplog.at_level(logging.WARNING, "barlow"):
         run = barlow.pretrain("mnist5k", tmp_path / "run", **TINY)
     assert "No space left on device" in caplog.text
@@ -370,7 +370,7 @@ def test_a_collapse_is_warned_of_once(tmp_path, caplog):
 def test_a_gradient_that_is_not_finite_stops_before_the_checkpoint_is_touched(
     tmp_path, monkeypatch
 ):
-    import barlow.pretraining as loop
+    import barlow.assembly as assembly
 
     backward = []
 
@@ -379,12 +379,12 @@ def test_a_gradient_that_is_not_finite_stops_before_the_checkpoint_is_touched(
         return gradient * (torch.nan if len(backward) == 6 else 1)
 
     def build(settings):
-        model, preprocess = loop_build(settings)
+        model, preprocess = real(settings)
         model.projector[0].weight.register_hook(poison)
         return model, preprocess
 
-    loop_build = loop.build_model
-    monkeypatch.setattr(loop, "build_model", build)
+    real = assembly.build_model
+    monkeypatch.setattr(assembly, "build_model", build)
     out = tmp_path / "run"
     with pytest.raises(TrainingError, match=r"gradient of projector.* before step 6.*lower --lr"):
         barlow.pretrain("mnist5k", out, **TINY, save_minutes=0.0)

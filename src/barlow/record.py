@@ -1,0 +1,69 @@
+"""What a training writes into its run while it goes on, and what it does when it cannot."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from torch import nn
+
+from barlow.checkpoint import remove_unfinished, save_checkpoint, save_last, write_text
+from barlow.data import Source
+from barlow.environment import environment
+from barlow.errors import TrainingError
+from barlow.ranks import from_all_ranks
+from barlow.run import Run
+from barlow.settings import Settings
+from barlow.share import save_encoder
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+log = logging.getLogger(__name__)
+
+
+def start(run: Run, settings: Settings, step: int, images: Source) -> None:
+    """Note that a training begins or goes on at a step; what was logged after it is dropped."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_text(run.config_file, yaml.safe_dump(settings.to_dict(), sort_keys=False))
+    run.forget_metrics_after(step)
+    remove_unfinished(run.last_checkpoint.parent)
+    data = {"name": images.name, "images": len(images), "fingerprint": images.fingerprint}
+    run.add_start({"step": step, "data": data, "environment": environment()})
+
+
+def list_skipped(fabric: "Fabric", run: Run, images: Source) -> None:
+    """List the images that any rank could not read; every rank has to call it."""
+    skipped = from_all_ranks(fabric, images.skipped)
+    if fabric.is_global_zero and skipped and (new := run.add_skipped(skipped)):
+        log.warning("%d image(s) cannot be read, see %s", new, run.skipped_file)
+
+
+def add_metrics(run: Run, rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Append rows to `metrics.csv`; returns those that have to wait for a next time."""
+    try:
+        run.add_metrics(rows)
+    except OSError as error:
+        log.warning("cannot write %s (%s): training goes on", run.metrics_file, error)
+        return rows
+    return []
+
+
+def save(run: Run, state: dict[str, Any], encoder: nn.Module, kept: int | None, last: bool) -> None:
+    """Save the state as the last checkpoint and, after epoch `kept`, as one of those kept.
+
+    Raises:
+        TrainingError: if it is the training's last and cannot be written; earlier ones are tried
+            again later.
+    """
+    try:
+        save_last(run.last_checkpoint, state)
+        if kept is not None:
+            save_checkpoint(run.epoch_checkpoint(kept), state)
+            save_encoder(encoder, run.encoder_folder)
+    except OSError as error:
+        if last:
+            raise TrainingError(
+                f"the training is done and cannot be saved in {run.path} ({error}): make room "
+                "and run the same command again, it goes on from the last checkpoint"
+            ) from error
+        log.warning("cannot save in %s (%s): training goes on and tries again", run.path, error)
