@@ -82,7 +82,7 @@ def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
         )
     _try(encoder, settings)
     encoder.preprocess = preprocess
-    criterion = BarlowTwinsLoss(settings.lambd, scale=settings.loss_scale)
+    criterion = BarlowTwinsLoss(settings.lambd, scale=settings.loss_scale, equal_batches=True)
     model = BarlowTwins(encoder, settings.projector, criterion=criterion)
     if start:
         told = [start.origin, start_projector(model.projector, start.projector)]
