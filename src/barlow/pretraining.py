@@ -24,7 +24,9 @@ from barlow.ranks import (
     create_fabric,
     denormals_as_zero,
     from_main_rank,
+    keep_buffers,
     launch,
+    on_main_rank,
     processes_here,
     share_threads,
     synchronised,
@@ -115,8 +117,7 @@ def _loop(
     if schedule.done(step, seconds):
         reporter.say(f"{run.path} is finished: {step} steps are done, nothing is left to do")
         return
-    if main:
-        record.start(run, settings, step, loader.source)
+    on_main_rank(fabric, partial(record.start, run, settings, step, loader.source))
 
     synchronise = settings.sync_batch_norm and ranks > 1
     if synchronise:
@@ -126,6 +127,8 @@ def _loop(
     if settings.compile:
         model.compile()
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
+    if synchronise:
+        keep_buffers(wrapped)
     if state:
         # Now that the parameters have their device and precision, the states take the same.
         model.load_state_dict(state["model"])
@@ -134,9 +137,9 @@ def _loop(
         fabric.strategy.precision.load_state_dict(state["precision"])
 
     # To agree on stopping, ranks wait for each other; a GPU should rarely have to.
-    vote_every = 1 if fabric.device.type == "cpu" else 10
+    vote_every = 1 if ranks == 1 or fabric.device.type == "cpu" else 10
 
-    def save(kept: int | None = None) -> None:
+    def save(kept: int | None = None) -> bool:
         means.check(step)
         check_weights(model, step)
         if main:
@@ -152,7 +155,8 @@ def _loop(
                 "means": means.state_dict(),
                 "precision": fabric.strategy.precision.state_dict(),
             }
-            record.save(run, state, model.encoder, kept, last=done)
+            return record.save(run, state, model.encoder, kept, last=done)
+        return False
 
     with (
         logged(run.log_file, reporter) if main else nullcontext(),
@@ -233,7 +237,7 @@ def _loop(
                 if done:
                     break
                 if step % vote_every == 0 and any_rank(fabric, bool(stop.signal)):
-                    save()
+                    outcome = "saved" if save() else "the last checkpoint is an earlier one"
                     warns = any_rank(fabric, stop.signal == "SIGUSR1")
                     if not main:
                         return  # an error here would end the others while they save
@@ -241,7 +245,7 @@ def _loop(
                         reporter.say("SLURM will start this job again")
                     raise TrainingError(
                         f"{stop.signal or 'a signal'} at {schedule.unit} "
-                        f"{schedule.at(step, seconds):.0f} of {schedule.total:.0f}: saved; "
+                        f"{schedule.at(step, seconds):.0f} of {schedule.total:.0f}: {outcome}; "
                         "run the same command again to go on"
                     )
     reporter.say(f"finished: {step} steps in {seconds:.0f} s; the encoder is {run.encoder_folder}")
