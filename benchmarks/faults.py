@@ -111,7 +111,9 @@ def same(run: Run, whole: Run) -> bool:
         [{k: v for k, v in row.items() if k not in clock} for row in r.metrics()]
         for r in (run, whole)
     ]
-    return weights and rows[0] == rows[1]
+    kept = [sorted(p.name for p in r.path.glob("checkpoints/epoch-*")) for r in (run, whole)]
+    encoders = [(r.encoder_folder / "model.safetensors").read_bytes() for r in (run, whole)]
+    return weights and all(one == other for one, other in (rows, kept, encoders))
 
 
 def kill_until_done(

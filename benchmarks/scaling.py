@@ -83,6 +83,7 @@ def calculate(operations_a_second: float, bytes_a_second: float, latency: float)
         # All-gather: what the others have; the statistics of both embeddings with it.
         others = (devices - 1) / devices
         embeddings = 2 * BATCH * WIDTH * 4 * others + 5 * WIDTH * 4 * (devices - 1)
+        embeddings += ring(2 * WIDTH * 4, devices)  # the slopes that normalising takes back
         # Two views, mean and variance of each channel forward, two sums of it back.
         channels = ENCODER_CHANNELS + 2 * WIDTH
         norms = 2 * (2 * channels * 4 * (devices - 1) + ring(2 * channels * 4, devices))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import barlow
+from barlow.batch_norm import exact_batch_norm
 from barlow.data import Loader, open_source
 from barlow.loss import BarlowTwinsLoss
 from barlow.metrics import Means
@@ -92,7 +93,8 @@ def parts_of_a_step(batches, batch_size: int) -> tuple[dict[str, Callable[[], ob
     view1, view2 = next(batches)
 
     def step(view1: Tensor, view2: Tensor) -> None:
-        model(view1, view2).backward()
+        with exact_batch_norm(True, over_ranks=False):  # as `barlow pretrain` does on a CPU
+            model(view1, view2).backward()
         optimizer.step()
         optimizer.zero_grad()
         means.add(model.criterion.terms)

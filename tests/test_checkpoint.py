@@ -44,6 +44,15 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path, caplog
     assert "looking for the one before" in caplog.text
 
 
+def test_a_kill_between_writing_and_renaming_leaves_the_newest_to_resume_from(tmp_path):
+    last = tmp_path / "last.ckpt"
+    save_last(last, STATE)
+    save_checkpoint(tmp_path / "last-new.ckpt", STATE | {"step": 4})
+    last.rename(previous(last))
+    damage(previous(last))
+    assert load_last(last)["step"] == 4
+
+
 def test_two_damaged_checkpoints_are_an_error_not_a_new_start(tmp_path):
     last = tmp_path / "last.ckpt"
     save_last(last, STATE)

@@ -86,6 +86,15 @@ def claim_uneven(rank: int, ranks: int) -> None:
         torch.testing.assert_close(gradients(many), gradients(one))
 
 
+def claim_known_to_be_equal(rank: int, ranks: int) -> None:
+    mine = embeddings()[:, rank::ranks]
+    for form in ("features", "samples"):
+        expected, got = (
+            BarlowTwinsLoss(form=form, equal_batches=equal)(*mine) for equal in (False, True)
+        )
+        assert torch.equal(expected, got)
+
+
 def claim_correlation_and_regulariser(rank: int, ranks: int) -> None:
     group = alone()
     for n, d in ((32, 8), (16, 24)):

@@ -133,6 +133,61 @@ def test_a_run_knows_its_images_and_every_machine_it_ran_on(tmp_path):
     assert first["time"] <= second["time"]
 
 
+def test_a_run_goes_on_with_its_own_images_only(tmp_path):
+    from PIL import Image
+
+    folder, out = tmp_path / "images", tmp_path / "run"
+    folder.mkdir()
+    for i in range(40):
+        Image.new("L", (32, 32), i).save(folder / f"{i:02}.png")
+    small = TINY | {"limit": None}
+    with pytest.raises(StopAt.Crash):
+        barlow.pretrain(str(folder), out, **small, save_minutes=0.0, reporter=StopAt(2))
+    before = (out / "starts.jsonl").read_text()
+    (folder / "00.png").unlink()
+    with pytest.raises(UserError, match=r"was trained on 40 images of .* these 39 are others"):
+        barlow.pretrain(str(folder), out, **small)
+    assert (out / "starts.jsonl").read_text() == before
+    Image.new("L", (32, 32), 0).save(folder / "00.png")
+    assert barlow.pretrain(str(folder), out, **small).metrics()[-1]["step"] == 3
+
+
+def test_a_kill_among_the_last_files_is_made_good(whole, tmp_path, monkeypatch):
+    import barlow.record as record
+
+    def killed(*arguments):
+        raise StopAt.Crash
+
+    monkeypatch.setattr(record, "save_encoder", killed)
+    small = TINY | {"save_every": 1000}
+    with pytest.raises(StopAt.Crash):
+        barlow.pretrain("mnist5k", tmp_path / "run", **small)
+    monkeypatch.undo()
+    (tmp_path / "run" / "checkpoints" / "epoch-0003.ckpt").unlink()
+    run = barlow.pretrain("mnist5k", tmp_path / "run", **small)
+    assert run.epoch_checkpoint(3).exists()
+    assert run.encoder().num_features == whole.encoder().num_features
+
+
+def test_what_a_kill_left_of_a_first_file_does_not_bar_the_folder(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".config.yaml.77.part").write_text("source: mn")
+    barlow.pretrain("mnist5k", out, **TINY | {"epochs": 1})
+    assert not list(out.glob(".*.part"))
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    import barlow.record as record
+
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(record, "write_text", full)
+    with pytest.raises(UserError, match=r"No space left on device.*make room"):
+        barlow.pretrain("mnist5k", tmp_path / "run", **TINY)
+
+
 def test_a_finished_run_is_left_alone(whole):
     before = whole.last_checkpoint.stat().st_mtime_ns
     heard = []
@@ -299,7 +354,7 @@ def test_mistakes_are_refused_before_anything_is_written(tmp_path):
 
 
 def test_a_full_disk_does_not_end_a_training(tmp_path, monkeypatch, caplog):
-    import barlow.pretraining as loop
+    import barlow.record as record
 
     calls = []
 
@@ -309,8 +364,8 @@ def test_a_full_disk_does_not_end_a_training(tmp_path, monkeypatch, caplog):
             raise OSError(28, "No space left on device")
         real(path, state)
 
-    real = loop.save_last
-    monkeypatch.setattr(loop, "save_last", full_once)
+    real = record.save_last
+    monkeypatch.setattr(record, "save_last", full_once)
     with caplog.at_level(logging.WARNING, "barlow"):
         run = barlow.pretrain("mnist5k", tmp_path / "run", **TINY)
     assert "No space left on device" in caplog.text
@@ -370,7 +425,7 @@ def test_a_collapse_is_warned_of_once(tmp_path, caplog):
 def test_a_gradient_that_is_not_finite_stops_before_the_checkpoint_is_touched(
     tmp_path, monkeypatch
 ):
-    import barlow.pretraining as loop
+    import barlow.assembly as assembly
 
     backward = []
 
@@ -379,12 +434,12 @@ def test_a_gradient_that_is_not_finite_stops_before_the_checkpoint_is_touched(
         return gradient * (torch.nan if len(backward) == 6 else 1)
 
     def build(settings):
-        model, preprocess = loop_build(settings)
+        model, preprocess = real(settings)
         model.projector[0].weight.register_hook(poison)
         return model, preprocess
 
-    loop_build = loop.build_model
-    monkeypatch.setattr(loop, "build_model", build)
+    real = assembly.build_model
+    monkeypatch.setattr(assembly, "build_model", build)
     out = tmp_path / "run"
     with pytest.raises(TrainingError, match=r"gradient of projector.* before step 6.*lower --lr"):
         barlow.pretrain("mnist5k", out, **TINY, save_minutes=0.0)

@@ -1,7 +1,7 @@
 """Settings become the parts of a training: model, optimiser, views, loaders."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
@@ -22,6 +22,34 @@ from barlow.views import TwoViews, draw_views
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+
+class Parts(NamedTuple):
+    """What a training is made of, as settings say.
+
+    Attributes:
+        model: encoder, projector and loss.
+        preprocess: what an image goes through before the encoder, after the training.
+        optimizer: of the model's parameters.
+        loader: this rank's views of the training images.
+        validation: its views of held-out images, if there are any.
+    """
+
+    model: BarlowTwins
+    preprocess: Preprocess
+    optimizer: Optimizer
+    loader: Loader
+    validation: Loader | None
+
+
+def assemble(fabric: "Fabric", settings: Settings) -> Parts:
+    """The parts of a training on this rank, its model with the settings' random weights."""
+    torch.manual_seed(settings.seed)
+    model, preprocess = build_model(settings)
+    optimizer = build_optimizer(model, settings)
+    views = build_views(settings, preprocess).to(fabric.device)
+    loader = training_loader(fabric, settings, views)
+    return Parts(model, preprocess, optimizer, loader, validation_loader(fabric, settings, views))
 
 
 def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
@@ -54,7 +82,7 @@ def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
         )
     _try(encoder, settings)
     encoder.preprocess = preprocess
-    criterion = BarlowTwinsLoss(settings.lambd, scale=settings.loss_scale)
+    criterion = BarlowTwinsLoss(settings.lambd, scale=settings.loss_scale, equal_batches=True)
     model = BarlowTwins(encoder, settings.projector, criterion=criterion)
     if start:
         told = [start.origin, start_projector(model.projector, start.projector)]

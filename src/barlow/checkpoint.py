@@ -16,6 +16,9 @@ from barlow.errors import UserError
 
 log = logging.getLogger(__name__)
 
+UNFINISHED = ".*.part"
+"""Names of files that were being written."""
+
 # What reading bytes that are no checkpoint ends in, besides an UnpicklingError.
 _UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, AttributeError, TypeError, ValueError)
 
@@ -51,7 +54,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what `write_atomically` left when its process was killed."""
-    for part in folder.glob(".*.part"):
+    for part in folder.glob(UNFINISHED):
         part.unlink(missing_ok=True)
 
 
@@ -81,7 +84,7 @@ def save_last(path: Path, state: dict[str, Any]) -> None:
 
     A file that the disk damages costs one checkpoint, not the run.
     """
-    new = path.with_name(f"{path.stem}-new{path.suffix}")
+    new = _new(path)
     save_checkpoint(new, state)
     if path.exists():
         os.replace(path, previous(path))
@@ -123,7 +126,9 @@ def load_last(path: Path) -> dict[str, Any] | None:
     Raises:
         UserError: if there are files but none is whole.
     """
-    candidates = [p for p in (path, previous(path)) if p.exists()]
+    # The new one is there if a kill came before it took its place.
+    places = (_new(path), path, previous(path))
+    candidates = [place for place in places if place.exists()]
     for candidate in candidates:
         try:
             return load_checkpoint(candidate)
@@ -140,3 +145,7 @@ def load_last(path: Path) -> dict[str, Any] | None:
 def previous(path: Path) -> Path:
     """Where the checkpoint before `path` is kept."""
     return path.with_name(f"{path.stem}-previous{path.suffix}")
+
+
+def _new(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-new{path.suffix}")

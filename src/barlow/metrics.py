@@ -39,22 +39,31 @@ class Means:
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None  # (5,), in the order of TERMS
+        self._first: Tensor | None = None  # (6,): count and terms of the first that is not finite
         self._count = 0
 
     def add(self, terms: tuple[Tensor, ...]) -> None:
         """Add one step's terms, in the order of `TERMS`, each `()`."""
         values = torch.stack([t.detach().float() for t in terms])
-        self._sums = values if self._sums is None else self._sums.to(values.device) + values
+        here = torch.cat([values.new_full((1,), self._count), values])
+        if self._sums is None or self._first is None:
+            self._sums, self._first = values, here
+        else:
+            first = self._first.to(values.device)
+            self._sums = self._sums.to(values.device) + values
+            self._first = torch.where(first.isfinite().all(), here, first)
         self._count += 1
 
     def check(self, step: int) -> None:
-        """Raise TrainingError if a term is not finite."""
-        if self._sums is None:
+        """Raise TrainingError if a term was not finite; `step` is that of the last added."""
+        if self._first is None:
             return
-        for name, value in zip(TERMS, self._sums.tolist(), strict=True):
+        count, *values = self._first.tolist()
+        for name, value in zip(TERMS, values, strict=True):
             if not math.isfinite(value):
+                at = step - (self._count - 1 - int(count))
                 raise TrainingError(
-                    f"{name} is {value} at step {step}: the run stops before its checkpoint is "
+                    f"{name} is {value} at step {at}: the run stops before its checkpoint is "
                     "touched; try a lower --lr, a longer --warmup-epochs or --precision 32"
                 )
 
@@ -63,13 +72,16 @@ class Means:
         self.check(step)
         assert self._sums is not None
         means = dict(zip(TERMS, (self._sums / self._count).tolist(), strict=True))
-        self._sums, self._count = None, 0
+        self._sums, self._first, self._count = None, None, 0
         return means
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumption needs."""
-        return {"sums": self._sums, "count": self._count}
+        return {"sums": self._sums, "first": self._first, "count": self._count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self._sums, self._count = state["sums"], state["count"]
+        self._first = state.get("first")
+        if self._first is None and self._sums is not None:  # an earlier version's: all was finite
+            self._first = torch.cat([self._sums.new_zeros(1), self._sums])

@@ -8,36 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
-from torch import nn
-from torch.optim import Optimizer
 
-from barlow import address
+from barlow import address, record
 from barlow.accumulate import accumulate, micro_batches
-from barlow.assembly import (
-    build_model,
-    build_optimizer,
-    build_views,
-    training_loader,
-    validation_loader,
-)
+from barlow.assembly import Parts, assemble
 from barlow.batch_norm import exact_batch_norm
-from barlow.checkpoint import load_last, remove_unfinished, save_checkpoint, save_last, write_text
-from barlow.data import Loader, Preprocess
+from barlow.checkpoint import load_last
 from barlow.encoders import spec_of
-from barlow.environment import environment
 from barlow.errors import TrainingError
 from barlow.lock import alone
 from barlow.metrics import Means, check_weights
-from barlow.model import BarlowTwins
 from barlow.progress import Reporter, describe, logged, told
 from barlow.ranks import (
     any_rank,
     create_fabric,
     denormals_as_zero,
-    from_all_ranks,
     from_main_rank,
+    keep_buffers,
     launch,
+    on_main_rank,
     processes_here,
     share_threads,
     synchronised,
@@ -45,7 +34,6 @@ from barlow.ranks import (
 from barlow.run import Run, open_run
 from barlow.schedule import Schedule
 from barlow.settings import Settings
-from barlow.share import save_encoder
 from barlow.signals import requeue, stop_on_signals
 from barlow.tracking import tracked
 from barlow.validation import collapse, interval, validate
@@ -106,31 +94,16 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
     began = time.monotonic()
     reporter = reporter if fabric.is_global_zero and reporter else Reporter()
     share_threads(processes_here(settings))
-    torch.manual_seed(settings.seed)
 
-    model, preprocess = build_model(settings)
-    optimizer = build_optimizer(model, settings)
-    views = build_views(settings, preprocess).to(fabric.device)
-    loader = training_loader(fabric, settings, views)
-    validation = validation_loader(fabric, settings, views)
+    parts = assemble(fabric, settings)
     with alone(fabric, run.path), denormals_as_zero():
-        _loop(
-            fabric, settings, run, reporter, model, preprocess, optimizer, loader, validation, began
-        )
+        _loop(fabric, settings, run, reporter, parts, began)
 
 
 def _loop(
-    fabric: "Fabric",
-    settings: Settings,
-    run: Run,
-    reporter: Reporter,
-    model: BarlowTwins,
-    preprocess: Preprocess,
-    optimizer: Optimizer,
-    loader: Loader,
-    validation: Loader | None,
-    tick: float,
+    fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter, parts: Parts, tick: float
 ) -> None:
+    model, preprocess, optimizer, loader, validation = parts
     main, ranks = fabric.is_global_zero, fabric.world_size
     origin = str(getattr(model.encoder, "origin", ""))
     # Without held-out images, the health at least is that of images it is trained on.
@@ -144,8 +117,7 @@ def _loop(
     if schedule.done(step, seconds):
         reporter.say(f"{run.path} is finished: {step} steps are done, nothing is left to do")
         return
-    if main:
-        _start(run, settings, step, loader)
+    on_main_rank(fabric, partial(record.start, run, settings, step, loader.source))
 
     synchronise = settings.sync_batch_norm and ranks > 1
     if synchronise:
@@ -155,6 +127,8 @@ def _loop(
     if settings.compile:
         model.compile()
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
+    if synchronise:
+        keep_buffers(wrapped)
     if state:
         # Now that the parameters have their device and precision, the states take the same.
         model.load_state_dict(state["model"])
@@ -163,9 +137,9 @@ def _loop(
         fabric.strategy.precision.load_state_dict(state["precision"])
 
     # To agree on stopping, ranks wait for each other; a GPU should rarely have to.
-    vote_every = 1 if fabric.device.type == "cpu" else 10
+    vote_every = 1 if ranks == 1 or fabric.device.type == "cpu" else 10
 
-    def save(kept: int | None = None) -> None:
+    def save(kept: int | None = None) -> bool:
         means.check(step)
         check_weights(model, step)
         if main:
@@ -181,7 +155,8 @@ def _loop(
                 "means": means.state_dict(),
                 "precision": fabric.strategy.precision.state_dict(),
             }
-            _save(run, state, model.encoder, kept, last=done)
+            return record.save(run, state, model.encoder, kept, last=done)
+        return False
 
     with (
         logged(run.log_file, reporter) if main else nullcontext(),
@@ -195,7 +170,7 @@ def _loop(
         for line in origin.splitlines() if main and not step else []:
             log.info(line)
             reporter.say(line)
-        _list_skipped(fabric, run, loader)
+        record.list_skipped(fabric, run, loader.source)
         saved = logged_at = time.monotonic()
         logged_step, rows, warned = step, list[dict[str, float]](), False
         clock, done = seconds, False  # what the ranks agree that the time is
@@ -245,12 +220,12 @@ def _loop(
                             warned = True
                             log.warning("%s", warning)
                     if main:
-                        rows = _add_metrics(run, [*rows, row])
+                        rows = record.add_metrics(run, [*rows, row])
                     text = describe(row, settings)
                     log.info(text)
                     reporter.row(row, text)
                     if epoch_ends:
-                        _list_skipped(fabric, run, loader)
+                        record.list_skipped(fabric, run, loader.source)
                     logged_at, logged_step = time.monotonic(), step
 
                 if done or (epoch_ends and (epoch + 1) % settings.save_every == 0):
@@ -262,7 +237,7 @@ def _loop(
                 if done:
                     break
                 if step % vote_every == 0 and any_rank(fabric, bool(stop.signal)):
-                    save()
+                    outcome = "saved" if save() else "the last checkpoint is an earlier one"
                     warns = any_rank(fabric, stop.signal == "SIGUSR1")
                     if not main:
                         return  # an error here would end the others while they save
@@ -270,50 +245,7 @@ def _loop(
                         reporter.say("SLURM will start this job again")
                     raise TrainingError(
                         f"{stop.signal or 'a signal'} at {schedule.unit} "
-                        f"{schedule.at(step, seconds):.0f} of {schedule.total:.0f}: saved; "
+                        f"{schedule.at(step, seconds):.0f} of {schedule.total:.0f}: {outcome}; "
                         "run the same command again to go on"
                     )
     reporter.say(f"finished: {step} steps in {seconds:.0f} s; the encoder is {run.encoder_folder}")
-
-
-def _start(run: Run, settings: Settings, step: int, loader: Loader) -> None:
-    run.path.mkdir(parents=True, exist_ok=True)
-    write_text(run.config_file, yaml.safe_dump(settings.to_dict(), sort_keys=False))
-    run.forget_metrics_after(step)
-    remove_unfinished(run.last_checkpoint.parent)
-    images = loader.source
-    data = {"name": images.name, "images": len(images), "fingerprint": images.fingerprint}
-    run.add_start({"step": step, "data": data, "environment": environment()})
-
-
-def _list_skipped(fabric: "Fabric", run: Run, loader: Loader) -> None:
-    skipped = from_all_ranks(fabric, loader.source.skipped)
-    if fabric.is_global_zero and skipped and (new := run.add_skipped(skipped)):
-        log.warning("%d image(s) cannot be read, see %s", new, run.skipped_file)
-
-
-def _add_metrics(run: Run, rows: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Append rows to `metrics.csv`; returns those that have to wait for a next time."""
-    try:
-        run.add_metrics(rows)
-    except OSError as error:
-        log.warning("cannot write %s (%s): training goes on", run.metrics_file, error)
-        return rows
-    return []
-
-
-def _save(
-    run: Run, state: dict[str, Any], encoder: nn.Module, kept: int | None, last: bool
-) -> None:
-    try:
-        save_last(run.last_checkpoint, state)
-        if kept is not None:
-            save_checkpoint(run.epoch_checkpoint(kept), state)
-            save_encoder(encoder, run.encoder_folder)
-    except OSError as error:
-        if last:
-            raise TrainingError(
-                f"the training is done and cannot be saved in {run.path} ({error}): make room "
-                "and run the same command again, it goes on from the last checkpoint"
-            ) from error
-        log.warning("cannot save in %s (%s): training goes on and tries again", run.path, error)

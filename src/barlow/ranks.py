@@ -5,15 +5,17 @@ import os
 import random
 import re
 import socket
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing.spawn import ProcessExitedException
 
@@ -31,6 +33,14 @@ logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
 
 Item = TypeVar("Item")
 Module = TypeVar("Module", bound=nn.Module)
+
+_WHERE = "barlow"  # key of the address in torchrun's store
+_PATIENCE = timedelta(minutes=30)  # as torch has for gloo
+
+_STORES: list[dist.Store] = []  # stay open with the process, which may be their host
+
+# Before Fabric's launchers divide it, which they do unless OMP_NUM_THREADS is set.
+_THREADS = torch.get_num_threads()
 
 _PRECISIONS = {"64": "64-true", "32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -61,6 +71,8 @@ def create_fabric(settings: Settings | Devices) -> "Fabric":
             gradient_as_bucket_view=True,
             start_method="popen" if launched_from_outside() else "spawn",
         )
+    if "SLURM_NTASKS" in os.environ:  # Fabric insists on what srun's --ntasks alone does not set
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(processes_here(settings)))
     try:
         fabric = Fabric(
             accelerator=settings.accelerator,
@@ -75,6 +87,11 @@ def create_fabric(settings: Settings | Devices) -> "Fabric":
             f"cannot use accelerator {settings.accelerator!r} with {settings.devices} device(s): "
             f"{what}"
         ) from error
+    if launched_from_outside() and fabric.world_size < settings.devices:
+        raise UserError(
+            f"--devices is {settings.devices}, and what started this process started "
+            f"{fabric.world_size} in all: have srun or torchrun start as many"
+        )
     if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
         _join(fabric)
     return fabric
@@ -82,15 +99,37 @@ def create_fabric(settings: Settings | Devices) -> "Fabric":
 
 def _join(fabric: "Fabric") -> None:
     """Meet the other processes of torchrun, those of this start and no earlier one."""
-    # After a restart, torchrun's store still has the addresses of the processes that died.
-    store, rank, world_size = next(rendezvous("env://"))
-    start = os.environ["TORCHELASTIC_RESTART_COUNT"] + "-" + os.environ["GROUP_WORLD_SIZE"]
+    # After a restart, torchrun's store still has the addresses of the processes that died, and
+    # its count of restarts is another on each machine. So the first process opens a store of its
+    # own and says where; at an address that a dead one left, nobody answers.
+    told, rank, world_size = next(rendezvous("env://"))
+    store = _find_store(told) if rank else _open_store(told)
+    store.set_timeout(_PATIENCE)
+    _STORES.extend([told, store])
     dist.init_process_group(
         "nccl" if fabric.device.type == "cuda" else "gloo",
-        store=PrefixStore(start, store),
+        store=store,
         rank=rank,
         world_size=world_size,
     )
+
+
+def _open_store(told: dist.Store) -> dist.TCPStore:
+    host = "127.0.0.1" if os.environ["GROUP_WORLD_SIZE"] == "1" else socket.getfqdn()
+    store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    told.set(_WHERE, f"{host} {store.port}")
+    return store
+
+
+def _find_store(told: dist.Store, tries: int = 100) -> dist.TCPStore:
+    for _ in range(tries):
+        host, port = told.get(_WHERE).decode().split()
+        try:
+            seconds = timedelta(seconds=5)
+            return dist.TCPStore(host, int(port), timeout=seconds, wait_for_workers=False)
+        except (dist.DistError, dist.DistNetworkError):
+            time.sleep(0.2)  # the first process may not have said yet where it is now
+    raise TrainingError(f"the first process is not at {host}:{port}, where it said")
 
 
 def launch(fabric: "Fabric", task: Callable[["Fabric"], None]) -> None:
@@ -152,6 +191,8 @@ def _told_by_a_child(error: Exception) -> Exception | None:
 def processes_here(settings: Settings | Devices) -> int:
     """Processes on this machine: as many as torchrun or SLURM started, else as the settings say."""
     started = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE")
+    if not started and (tasks := os.environ.get("SLURM_NTASKS")):
+        return -(-int(tasks) // int(os.environ.get("SLURM_NNODES", 1)))
     return int(started or settings.devices)
 
 
@@ -163,6 +204,18 @@ def launched_from_outside() -> bool:
 def first_process() -> bool:
     """Whether no other process of the same training, on this machine or another, is before it."""
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
+
+
+def on_main_rank(fabric: "Fabric", task: Callable[[], None]) -> None:
+    """Run a task on the first rank alone; a UserError of it is raised on every rank."""
+    refused = list[str]()
+    if fabric.is_global_zero:
+        try:
+            task()
+        except UserError as error:
+            refused.append(str(error))
+    for what in from_all_ranks(fabric, refused):
+        raise UserError(what)
 
 
 def any_rank(fabric: "Fabric", condition: bool) -> bool:
@@ -190,9 +243,17 @@ def from_all_ranks(fabric: "Fabric", items: list[Item]) -> list[Item]:
 
 def share_threads(processes: int) -> None:
     """Give each of `processes` on this machine its part of the cores."""
-    if processes > 1:
-        # As many as torch would take for one process: it knows of affinity and OMP_NUM_THREADS.
-        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    if processes == 1:
+        return
+    # As many as torch would take for one process: it knows of affinity and OMP_NUM_THREADS.
+    threads = _THREADS
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # A process: what OMP_NUM_THREADS says, which torchrun sets to 1 whatever the machine has.
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        threads = processes * threads if threads > 1 else cores
+    elif "SLURM_CPUS_PER_TASK" in os.environ:
+        threads = processes * int(os.environ["SLURM_CPUS_PER_TASK"])
+    torch.set_num_threads(max(1, threads // processes))
 
 
 @contextmanager
@@ -207,6 +268,12 @@ def denormals_as_zero() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(False)
+
+
+def keep_buffers(wrapped: nn.Module) -> None:
+    """Let DDP broadcast no buffers: synchronised, batch norm's are the same everywhere."""
+    ddp = wrapped._forward_module
+    ddp.broadcast_buffers = False  # type: ignore[union-attr,assignment]
 
 
 def synchronised(module: Module, device: torch.device) -> Module:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import yaml
 from torch import nn
 
 from barlow import lock
-from barlow.checkpoint import write_text
+from barlow.checkpoint import UNFINISHED, write_text
 from barlow.errors import UserError
 from barlow.settings import Settings
 
@@ -214,7 +215,8 @@ def open_run(out: str | Path, settings: Settings) -> Run:
     if not run.path.is_dir():
         raise UserError(f"--out {out} is a file: give a folder")
     if not run.config_file.exists():
-        if {path.name for path in run.path.iterdir()} <= {lock.NAME}:
+        names = {path.name for path in run.path.iterdir()}
+        if all(name == lock.NAME or fnmatch(name, UNFINISHED) for name in names):
             return run
         raise UserError(f"--out {out} holds other files and no run: give a new or empty folder")
     changed = _changes(run.settings(), settings)

@@ -37,7 +37,7 @@ def interval(images: int, validated: int) -> int:
         >>> interval(50_000, 2048), interval(4_000, 1000)
         (1, 6)
     """
-    return -(-22 * validated // images)
+    return -(-23 * validated // images)
 
 
 @torch.no_grad()
@@ -110,14 +110,14 @@ def health(y: Tensor, z: Tensor, labels: Tensor | None) -> dict[str, float]:
 
 
 def collapse(row: dict[str, float]) -> str | None:
-    """A warning if the representation has collapsed to a line or a point."""
-    rank = row.get("effective_rank", float("inf"))
-    if rank >= _COLLAPSED:
-        return None
-    return (
-        f"the representation has collapsed: its effective rank is {rank:.2f}; try a lower --lr, a "
-        "longer --warmup-epochs, a larger --batch-size or another --lambd"
-    )
+    """A warning if representation or embedding has collapsed to a line or a point."""
+    for what, name in (("representation", "effective_rank"), ("embedding", "rankme_embedding")):
+        if (rank := row.get(name, float("inf"))) < _COLLAPSED:
+            return (
+                f"the {what} has collapsed: its effective rank is {rank:.2f}; try a lower --lr, "
+                "a longer --warmup-epochs, a larger --batch-size or another --lambd"
+            )
+    return None
 
 
 def _leave_one_out(y: Tensor, labels: Tensor, k: int = 20, temperature: float = 0.07) -> float:

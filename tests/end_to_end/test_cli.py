@@ -1,10 +1,12 @@
 """What a user types, and what comes back."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +15,9 @@ import yaml
 from PIL import Image
 
 from barlow.checkpoint import load_checkpoint
-from barlow.cli import COMMANDS
+from barlow.cli import COMMANDS, main
 from barlow.data import open_source
+from barlow.evaluation.protocols import PROTOCOLS
 
 TINY = [
     "--recipe=demo",
@@ -227,6 +230,20 @@ def test_help_answers_without_loading_torch():
     assert done.returncode == 0, done.stderr
     for name in COMMANDS:
         assert f"  {name} " in done.stdout
+
+
+def test_commands_and_options_are_those_that_people_have_in_their_scripts(capsys, monkeypatch):
+    """surface.txt changes by a decision only: what is taken away breaks somebody's script."""
+    monkeypatch.setenv("COLUMNS", "1000")  # no line of the help is wrapped
+    lines = []
+    for name in COMMANDS:
+        variants = [["--protocol", p] for p in PROTOCOLS] if name == "evaluate" else [[]]
+        for variant in variants:
+            with pytest.raises(SystemExit):
+                main([name, *variant, "--help"])
+            options = re.findall(r"^ +(--[a-z0-9-]+)", capsys.readouterr().out, re.MULTILINE)
+            lines.append(" ".join(["barlow", name, *variant[1:], *sorted(set(options))]))
+    assert lines == (Path(__file__).parent / "surface.txt").read_text().splitlines()
 
 
 def test_importing_the_package_loads_nothing():

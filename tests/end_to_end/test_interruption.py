@@ -32,6 +32,7 @@ SETTINGS = {
     "log_every": 1,
     "accelerator": "cpu",
 }
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 FAULTS = Path(__file__).parents[2] / "benchmarks" / "faults.py"
 
 
@@ -81,8 +82,7 @@ def test_ten_kills_cost_nothing_but_the_steps_since_a_checkpoint(tmp_path):
 
 @pytest.mark.slow
 def test_a_rank_is_killed_and_torchrun_starts_again_to_the_same_end(tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    torchrun += ["--nproc-per-node", "2", "--max-restarts", "1"]
+    torchrun = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
     ends = []
     for name in ("calm", "killed"):
         run = Run(tmp_path / name)
@@ -102,6 +102,58 @@ def test_a_rank_is_killed_and_torchrun_starts_again_to_the_same_end(tmp_path):
     for name in calm:
         # Sums over processes may be taken in another order after a restart.
         torch.testing.assert_close(killed[name], calm[name], rtol=1e-5, atol=1e-6)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_two_machines_meet_again_though_one_has_restarted_more_often(tmp_path):
+    """Two torchruns, as on two machines; one of them is killed with its rank and started anew, so
+    that it counts no restart where the other counts one."""
+    torchrun = [*TORCHRUN, "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3"]
+    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}"]
+    task = arguments(tmp_path, "run", save_minutes=0.0, epochs=40)
+
+    def machine(host: bool) -> subprocess.Popen:
+        told = ["--rdzv-conf", f"is_host={int(host)},join_timeout=120,keep_alive_interval=1"]
+        return start([*torchrun, *told, *task], TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+
+    run, stays, goes = Run(tmp_path / "run"), machine(host=True), machine(host=False)
+    wait_for_step(stays, run, 6)
+    listed = subprocess.run(["pgrep", "-P", str(goes.pid)], capture_output=True, text=True)
+    for process in (goes.pid, *map(int, listed.stdout.split())):
+        os.kill(process, signal.SIGKILL)
+    goes.communicate()
+    comes = machine(host=False)
+    outputs = [process.communicate(timeout=300)[0] for process in (stays, comes)]
+    assert (stays.returncode, comes.returncode) == (0, 0), outputs
+    assert "resuming" in "".join(outputs)
+    assert run.metrics()[-1]["step"] == 160
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_second_ctrl_c_exits_at_once(tmp_path, devices):
+    # A step of many short operations: Python answers signals between them.
+    long = {"batch_size": 3072, "limit": 3072, "accumulate": 96, "image_size": 128}
+    command = [sys.executable, *arguments(tmp_path, "run", devices=devices, **long)]
+    process, run = start(command), Run(tmp_path / "run")
+    while not run.starts():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    time.sleep(5)
+    for _ in range(3):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.7)
+        if process.poll() is not None:
+            break
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    assert "saved" not in output
+    assert not run.last_checkpoint.exists()
 
 
 @pytest.mark.parametrize("devices", [1, 2])

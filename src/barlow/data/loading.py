@@ -106,15 +106,20 @@ class Loader:
             order = self._rows[order]
         if self._images is not None:
             for position in positions:
-                batch = self._images[order[position]].to(self.device)
+                batch = self._to_device(self._images[order[position]])
                 yield self.views(batch, key=key, position=position)
         else:
             addresses = ((order[position], position) for position in positions)
             for crops in stream(self._read, self.views, addresses, key, self.workers):
                 for row, reason in crops.broken:
                     self.source.skip(row, reason)
-                view1, view2 = crops.view1.to(self.device), crops.view2.to(self.device)
+                view1, view2 = self._to_device(crops.view1), self._to_device(crops.view2)
                 yield self.views.finish(view1, view2, key, crops.position)
+
+    def _to_device(self, images: Tensor) -> Tensor:
+        if self.device.type == "cuda":  # from pinned memory, while the step before goes on
+            images = images.pin_memory()
+        return images.to(self.device, non_blocking=True)
 
     def _positions(self, first_step: int) -> Iterator[Tensor]:
         """Where this rank's images stand in the epoch's order, (batch_size / world_size,)."""

@@ -94,14 +94,15 @@ def table_of(dataset: "Dataset", name: str, split: str) -> Table:
             kinds, labels = np.unique(values, return_inverse=True)
             classes = [str(kind) for kind in kinds]
     ids = Rows(split or "row", range(len(dataset)))
-    fingerprint = hash_of([name_of_content(dataset), str(len(dataset))])
-    return Table(Column(dataset.select_columns(column), column), ids, labels, classes, fingerprint)
+    images = dataset.select_columns(column)
+    fingerprint = hash_of([name_of_content(images, column), str(len(images))])
+    return Table(Column(images, column), ids, labels, classes, fingerprint)
 
 
-def name_of_content(dataset: "Dataset") -> str:
+def name_of_content(images: "Dataset", column: str) -> str:
     """What identifies the rows, whichever path they are read from."""
-    rows = sorted({0, len(dataset) // 2, len(dataset) - 1}) if len(dataset) else []
-    return hash_of([repr(dataset[row]) for row in rows])
+    rows = sorted({0, len(images) // 2, len(images) - 1}) if len(images) else []
+    return hash_of([repr(raw_of(images[row][column])) for row in rows])
 
 
 def image_column(features: "Features", name: str) -> str:

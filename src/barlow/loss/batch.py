@@ -58,9 +58,12 @@ def _statistics(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def global_statistics(
-    z1: Tensor, z2: Tensor, eps: float, group: Any
+    z1: Tensor, z2: Tensor, eps: float, group: Any, equal: bool = False
 ) -> tuple[list[int], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """How many samples each rank holds; mean and 1 / deviation of each feature over all."""
+    """How many samples each rank holds; mean and 1 / deviation of each feature over all.
+
+    Where ranks are known to hold `equal` numbers, nothing is read back from the device.
+    """
     moments = torch.stack([*_statistics(z1), *_statistics(z2)])  # (4, D)
     sizes = [len(z1)]
     if (ranks := _world_size(group)) > 1:
@@ -68,7 +71,8 @@ def global_statistics(
         mine = torch.cat([moments, counts])  # (5, D)
         every = mine.new_empty(ranks, *mine.shape)
         dist.all_gather(list(every.unbind(0)), mine, group)
-        sizes = [int(count) for count in every[:, 4, 0].tolist()]
+        counted = [len(z1)] * ranks if equal else every[:, 4, 0].tolist()
+        sizes = [int(count) for count in counted]
         weights = (every[:, 4] / sum(sizes)).unsqueeze(1)  # (ranks, 1, D)
         means, variances = every[:, 0:4:2], every[:, 1:4:2]  # (ranks, 2, D)
         mean = (weights * means).sum(0)  # (2, D)

@@ -31,6 +31,8 @@ class BarlowTwinsLoss(nn.Module):
         form: "features" `(D, D)`, "samples" `(N, N)`, or "auto", the cheaper of the two.
         eps: added to each feature's variance. Default 1e-5 (as `nn.BatchNorm1d`).
         process_group: the ranks that share a batch. Default all.
+        equal_batches: whether every rank is known to hold as many samples. Then a step does not
+            wait for the device to tell their numbers; a GPU runs ahead. Default False.
 
     Attributes:
         terms: the parts of the last loss, read without waiting for the device.
@@ -57,6 +59,7 @@ class BarlowTwinsLoss(nn.Module):
         form: Form = "auto",
         eps: float = 1e-5,
         process_group: Any = None,
+        equal_batches: bool = False,
     ) -> None:
         super().__init__()
         if form not in ("auto", "features", "samples"):
@@ -67,6 +70,7 @@ class BarlowTwinsLoss(nn.Module):
         self.form: Form = form
         self.eps = eps
         self.process_group = process_group
+        self.equal_batches = equal_batches
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """The loss of two batches of embeddings.
@@ -84,7 +88,7 @@ class BarlowTwinsLoss(nn.Module):
         check(z1, z2)
         options = (self.lambd, self.scale, self.off_diagonal_target, self.eps, self.form)
         with torch.autocast(z1.device.type, enabled=False):
-            outputs = Loss.apply(z1, z2, *options, self.process_group)
+            outputs = Loss.apply(z1, z2, *options, self.process_group, self.equal_batches)
         self.terms = Terms(*(value.detach() for value in outputs))
         loss: Tensor = outputs[0]
         return loss

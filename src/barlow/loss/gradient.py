@@ -37,9 +37,10 @@ class Loss(torch.autograd.Function):
         eps: float,
         form: Form,
         group: Any,
+        equal: bool,
     ) -> tuple[Tensor, ...]:
         """The loss, and the other parts of `Terms`."""
-        sizes, (mean1, inverse1), (mean2, inverse2) = global_statistics(z1, z2, eps, group)
+        sizes, (mean1, inverse1), (mean2, inverse2) = global_statistics(z1, z2, eps, group, equal)
         n, d = sum(sizes), z1.shape[1]
         # Products of both passes: 4 N^2 D multiply-adds against 3 N D^2.
         samples = form == "samples" or (form == "auto" and 4 * n < 3 * d)
@@ -157,7 +158,7 @@ class Loss(torch.autograd.Function):
                 b = normalise(z2[i], mean2, inverse2, space)
                 dz2[i].addmm_(a, dc, beta=0).addcmul_(b, slope2, value=-1).mul_(scale2)
                 dz1[i].mul_(-slope1).addmm_(b, dc.T).mul_(scale1)
-        return dz1.to(z1.dtype), dz2.to(z2.dtype), None, None, None, None, None, None
+        return dz1.to(z1.dtype), dz2.to(z2.dtype), *[None] * 7
 
 
 def _sums_of_squares(c: Tensor) -> tuple[Tensor, Tensor]:

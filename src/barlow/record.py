@@ -1,0 +1,98 @@
+"""What a training writes into its run while it goes on, and what it does when it cannot."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from torch import nn
+
+from barlow.checkpoint import remove_unfinished, save_checkpoint, save_last, write_text
+from barlow.data import Source
+from barlow.environment import environment
+from barlow.errors import TrainingError, UserError
+from barlow.ranks import from_all_ranks
+from barlow.run import Run
+from barlow.settings import Settings
+from barlow.share import save_encoder
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+log = logging.getLogger(__name__)
+
+
+def start(run: Run, settings: Settings, step: int, images: Source) -> None:
+    """Note that a training begins or goes on at a step; what was logged after it is dropped.
+
+    Raises:
+        UserError: if the images are not those it began with, or the folder cannot be written.
+    """
+    data = {"name": images.name, "images": len(images), "fingerprint": images.fingerprint}
+    if step and (starts := run.starts()):
+        began = starts[-1]["data"]
+        if began["fingerprint"] != data["fingerprint"]:
+            raise UserError(
+                f"--out {run.path} was trained on {began['images']} images of {began['name']}, "
+                f"and these {len(images)} are others: bring the former back, or start from its "
+                f"encoder with --init {run.path} and another --out"
+            )
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        for folder in (run.path, run.last_checkpoint.parent):
+            remove_unfinished(folder)
+        write_text(run.config_file, yaml.safe_dump(settings.to_dict(), sort_keys=False))
+        run.forget_metrics_after(step)
+        run.add_start({"step": step, "data": data, "environment": environment()})
+    except OSError as error:
+        raise UserError(
+            f"cannot write in --out {run.path} ({error}): make room, or give another"
+        ) from error
+
+
+def list_skipped(fabric: "Fabric", run: Run, images: Source) -> None:
+    """List the images that any rank could not read; every rank has to call it."""
+    skipped = from_all_ranks(fabric, images.skipped)
+    if not (fabric.is_global_zero and skipped):
+        return
+    try:
+        if new := run.add_skipped(skipped):
+            log.warning("%d image(s) cannot be read, see %s", new, run.skipped_file)
+    except OSError as error:
+        log.warning("cannot write %s (%s): training goes on", run.skipped_file, error)
+
+
+def add_metrics(run: Run, rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Append rows to `metrics.csv`; returns those that have to wait for a next time."""
+    try:
+        run.add_metrics(rows)
+    except OSError as error:
+        log.warning("cannot write %s (%s): training goes on", run.metrics_file, error)
+        return rows
+    return []
+
+
+def save(run: Run, state: dict[str, Any], encoder: nn.Module, kept: int | None, last: bool) -> bool:
+    """Save the state as the last checkpoint and, after epoch `kept`, as one of those kept.
+
+    Returns:
+        Whether it is saved.
+
+    Raises:
+        TrainingError: if it is the training's last and cannot be written; earlier ones are tried
+            again later.
+    """
+    try:
+        # The last at last: what a kill leaves out before it, a resumption writes again.
+        if kept is not None:
+            save_checkpoint(run.epoch_checkpoint(kept), state)
+            save_encoder(encoder, run.encoder_folder)
+        save_last(run.last_checkpoint, state)
+        return True
+    except OSError as error:
+        if last:
+            raise TrainingError(
+                f"the training is done and cannot be saved in {run.path} ({error}): make room "
+                "and run the same command again, it goes on from the last checkpoint"
+            ) from error
+        log.warning("cannot save in %s (%s): training goes on and tries again", run.path, error)
+        return False

@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+from barlow.errors import UserError
+from barlow.ranks import Devices, create_fabric, processes_here, share_threads
+
+OUTSIDE = ("LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "SLURM_CPUS_PER_TASK")
+SLURM = ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES", "SLURM_JOB_ID", "SLURM_PROCID")
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets variables where none of a launcher is set."""
+    for name in (*OUTSIDE, *SLURM):
+        monkeypatch.setenv(name, "")  # so that what is set meanwhile is gone afterwards
+        monkeypatch.delenv(name)
+
+    def set_all(**variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, str(value))
+
+    return set_all
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, 3),
+        ({"LOCAL_WORLD_SIZE": 4, "SLURM_NTASKS": 2}, 4),  # torchrun within SLURM
+        ({"SLURM_NTASKS": 16, "SLURM_NTASKS_PER_NODE": 8, "SLURM_NNODES": 2}, 8),
+        ({"SLURM_NTASKS": 16, "SLURM_NNODES": 2}, 8),
+        ({"SLURM_NTASKS": 3, "SLURM_NNODES": 2}, 2),
+        ({"SLURM_NTASKS": 1}, 1),
+    ],
+)
+def test_processes_are_those_that_were_started(environment, variables, expected):
+    environment(**variables)
+    assert processes_here(Devices(devices=3)) == expected
+
+
+def test_devices_that_slurm_did_not_start_are_refused(environment):
+    environment(SLURM_NTASKS=1, SLURM_JOB_ID=7, SLURM_JOB_NAME="train", SLURM_PROCID=0)
+    environment(SLURM_LOCALID=0, SLURM_NODEID=0)
+    with pytest.raises(UserError, match=r"--devices is 2.*started 1 in all"):
+        create_fabric(Devices("cpu", 2))
+
+
+def test_tasks_of_slurm_need_not_be_told_by_node(environment):
+    environment(SLURM_NTASKS=2, SLURM_JOB_ID=7, SLURM_JOB_NAME="train", SLURM_PROCID=1)
+    environment(SLURM_LOCALID=1, SLURM_NODEID=0)
+    fabric = create_fabric(Devices("cpu"))
+    assert (fabric.world_size, fabric.global_rank, fabric.local_rank) == (2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("processes", "threads", "variables", "expected"),
+    [
+        (1, 8, {}, 8),
+        (4, 8, {}, 2),
+        (4, 2, {}, 1),
+        (4, 8, {"SLURM_NTASKS": 4, "SLURM_CPUS_PER_TASK": 3}, 3),
+        (4, 8, {"TORCHELASTIC_RUN_ID": "a"}, 8),  # told by OMP_NUM_THREADS
+        (2, 1, {"TORCHELASTIC_RUN_ID": "a"}, 3),  # torchrun's own setting
+    ],
+)
+def test_processes_share_the_cores(
+    environment, monkeypatch, processes, threads, variables, expected
+):
+    environment(**variables)
+    given = []
+    monkeypatch.setattr("barlow.ranks._THREADS", threads)
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
+    share_threads(processes)
+    assert given == ([] if processes == 1 else [expected])
