@@ -11,6 +11,7 @@ import json
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
@@ -22,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import barlow
 from barlow.batch_norm import exact_batch_norm
+from barlow.checkpoint import save_last
 from barlow.data import Loader, open_source
 from barlow.loss import BarlowTwinsLoss
 from barlow.metrics import Means
@@ -82,6 +84,16 @@ def compiled_step(batches) -> Callable[[], object]:
         means.add(model.criterion.terms)
 
     return step
+
+
+def saving(folder: Path) -> Callable[[], object]:
+    """A checkpoint of the same model and optimiser, flushed to disk."""
+    model, optimizer = new_model()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    return lambda: save_last(folder / "last.ckpt", state)
 
 
 def parts_of_a_step(batches, batch_size: int) -> tuple[dict[str, Callable[[], object]], float]:
@@ -202,7 +214,9 @@ def main() -> None:
     if options.compile:
         peers = {"this package, compiled": compiled_step(batches)} | peers
     rates = [matrix_rate()]
-    seconds = interleaved(ours | peers, options.repeats)
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        save = {"a checkpoint": saving(Path(folder))}
+        seconds = interleaved(ours | peers | save, options.repeats)
     rates.append(matrix_rate())
     rate = statistics.mean(rates)
 
@@ -214,6 +228,7 @@ def main() -> None:
         print(f"{name:<22}{seconds[name] * 1e3:>9.2f}{seconds[name] / whole:>13.1%}")
     print(f"\nencoder, projector and their optimiser: {share:.1%} of the step")
     print(f"achieved {operations / whole / 1e9:.0f} GFLOP/s of {rate / 1e9:.0f} (matrix product)")
+    print(f"a checkpoint every 10 minutes: {seconds['a checkpoint'] / 600:.2%} of the time")
     print(f"\n{'who':<22}{'images/s':>9}{'ours is':>13}")
     for name in ("whole step", *peers):
         label = "this package" if name == "whole step" else name
