@@ -138,8 +138,9 @@ def plain(encoder: nn.Module) -> tuple[Callable[[Tensor], Tensor], int]:
     Also where the representation is several maps': trained on all of them, it was no better
     (docs/recipe.md), and the projector many times as wide.
     """
-    forward = getattr(encoder, "plain_forward", encoder)
-    return forward, getattr(encoder, "plain_features", encoder.num_features)
+    features = getattr(encoder, "plain_features", encoder.num_features)
+    assert isinstance(features, int)
+    return getattr(encoder, "plain_forward", encoder), features
 
 
 def fresh_copy(encoder: nn.Module, seed: int = 0) -> nn.Module:
@@ -212,7 +213,7 @@ def _represent_by_maps(encoder: nn.Module) -> None:
         raise UserError(f"encoder {spec.name!r} has {len(new)} stages: give --stages no more")
     encoder.kept_maps = new[-spec.stages :]  # type: ignore[assignment]
     encoder.plain_forward, encoder.plain_features = encoder.forward, encoder.num_features  # type: ignore[assignment]
-    encoder.forward = MethodType(_pooled_maps, encoder)  # type: ignore[method-assign]
+    encoder.forward = MethodType(_pooled_maps, encoder)
     encoder.num_features = encoder(image).shape[1]
     encoder.train()
 

@@ -32,7 +32,7 @@ def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.mT if tall else matrix
     x = x / (x.norm() + 1e-7)
-    x = _factor(x @ x.mT, iterations) @ x
+    x = torch.mm(_factor(x @ x.mT, iterations), x)
     return x.mT if tall else x
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed.rendezvous import Store, TCPStore, rendezvous  # type: ignore[attr-defined]
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from barlow.errors import TrainingError, UserError
@@ -37,7 +37,7 @@ Module = TypeVar("Module", bound=nn.Module)
 _WHERE = "barlow"  # key of the address in torchrun's store
 _PATIENCE = timedelta(minutes=30)  # as torch has for gloo
 
-_STORES: list[dist.Store] = []  # stay open with the process, which may be their host
+_STORES: list[Store] = []  # stay open with the process, which may be their host
 
 # Before Fabric's launchers divide it, which they do unless OMP_NUM_THREADS is set.
 _THREADS = torch.get_num_threads()
@@ -114,19 +114,19 @@ def _join(fabric: "Fabric") -> None:
     )
 
 
-def _open_store(told: dist.Store) -> dist.TCPStore:
+def _open_store(told: Store) -> TCPStore:
     host = "127.0.0.1" if os.environ["GROUP_WORLD_SIZE"] == "1" else socket.getfqdn()
-    store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
     told.set(_WHERE, f"{host} {store.port}")
     return store
 
 
-def _find_store(told: dist.Store, tries: int = 100) -> dist.TCPStore:
+def _find_store(told: Store, tries: int = 100) -> TCPStore:
     for _ in range(tries):
         host, port = told.get(_WHERE).decode().split()
         try:
             seconds = timedelta(seconds=5)
-            return dist.TCPStore(host, int(port), timeout=seconds, wait_for_workers=False)
+            return TCPStore(host, int(port), timeout=seconds, wait_for_workers=False)
         except (dist.DistError, dist.DistNetworkError):
             time.sleep(0.2)  # the first process may not have said yet where it is now
     raise TrainingError(f"the first process is not at {host}:{port}, where it said")
@@ -273,7 +273,7 @@ def denormals_as_zero() -> Iterator[None]:
 def keep_buffers(wrapped: nn.Module) -> None:
     """Let DDP broadcast no buffers: synchronised, batch norm's are the same everywhere."""
     ddp = wrapped._forward_module
-    ddp.broadcast_buffers = False  # type: ignore[union-attr,assignment]
+    ddp.broadcast_buffers = False  # type: ignore[union-attr]
 
 
 def synchronised(module: Module, device: torch.device) -> Module:
