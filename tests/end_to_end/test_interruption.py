@@ -151,7 +151,7 @@ def test_a_second_ctrl_c_exits_at_once(tmp_path, devices):
         if process.poll() is not None:
             break
     output = process.communicate(timeout=60)[0]
-    assert process.returncode == 1
+    assert process.returncode in (1, -signal.SIGINT)  # the third came while it was ending
     assert "saved" not in output
     assert not run.last_checkpoint.exists()
 
