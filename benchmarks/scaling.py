@@ -56,7 +56,7 @@ def measure(data: str, repeats: int, steps: int, out: Path) -> None:
     print(f"two beside one: {two / one:.2f}")
     result = {
         "date": date.today().isoformat(),
-        "command": " ".join(["python", "benchmarks/scaling.py", "CIFAR10_FOLDER"]),
+        "command": " ".join(["python", "benchmarks/scaling.py", "CIFAR10_FOLDER", *sys.argv[2:]]),
         "images_per_second": found,
         "two_beside_one": two / one,
     }

@@ -46,7 +46,11 @@ def draw(results: list[Path], out: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
     for label, (x, y) in PUBLISHED.items():
         axes.plot(x, y, "o", color="0.6")
-        axes.annotate(label, (x, y), (6, -4), textcoords="offset points", fontsize=7, va="top")
+        place = {"textcoords": "offset points", "fontsize": 7}
+        if y > 92.5:  # above, beside its neighbour
+            axes.annotate(label, (x, y), (-20, 7), **place)
+        else:
+            axes.annotate(label, (x, y), (6, -4), va="top", **place)
     for path in results:
         rows = json.loads(path.read_text())["rows"]
         recipe = path.stem.removeprefix("recipe-")[: -len("-2026-01-01")]
