@@ -85,6 +85,21 @@ def test_one_label_per_class_is_enough(digits):
     assert (classifier(x[one]).argmax(1) == y[one]).all()
 
 
+def test_fewer_images_than_features_find_the_optimum_in_the_span_of_the_images():
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(60) % 3
+    classes = torch.randn(3, 400, generator=generator)
+    x = torch.randn(60, 400, generator=generator) * torch.logspace(-1, 1, 400) + classes[y]
+    found, _ = logistic_probe(x, y, 3, penalty=1e-2)
+    standardise = standardisation(x)
+    in_features = fold_in(fit_logistic(standardise(x), y, 3, 1e-2, tolerance=1e-6), standardise)
+    others = torch.randn(200, 400, generator=generator) * torch.logspace(-1, 1, 400)
+    # Both stop a little before the optimum, and these images lie outside of the span.
+    torch.testing.assert_close(
+        found(others).softmax(1), in_features(others).softmax(1), atol=2e-2, rtol=0
+    )
+
+
 def test_the_sgd_probe_comes_close_to_the_optimum(digits):
     x_train, y_train, x_test, y_test = digits
     exact, _ = logistic_probe(x_train, y_train, 10)

@@ -12,6 +12,7 @@ from barlow.evaluation.subsets import folds, split
 
 # Penalties that are tried, strongest first: each fit starts from the one before.
 PENALTIES = (1e0, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
+_PIECE = 1_000  # images: products with few classes wait for memory, and take half as long so
 # Without a second image of a class there is nothing to hold out: few images want a strong one.
 _PENALTY_UNCHOSEN = 1e-1
 _ROUGH = 5e-3  # of the gradient: the held-out loss is then within 0.001 of its value at the optimum
@@ -120,7 +121,6 @@ def fit_logistic(
     precondition = _preconditioner(
         _covariance(x) if covariance is None else covariance, classes, penalty
     )
-    one_hot = F.one_hot(y, classes).to(x.dtype).T.contiguous()  # (C, M)
     v = x.new_zeros(x.shape[1] + 1, classes)  # last row: the bias
     if start is not None:
         v[:-1] = torch.linalg.solve_triangular(precondition, start.weight, upper=True)
@@ -138,13 +138,19 @@ def fit_logistic(
     def closure() -> Tensor:
         with torch.no_grad():
             weight, bias = precondition @ v[:-1], v[-1] * classes**0.5
-            # Images along memory: the softmax runs over ten classes in step, and the product for
-            # the slope reads x by its rows, in half the time of x.T @ residual.
-            log_p = torch.addmm(bias[:, None], weight.T, x.T).log_softmax(0)  # (C, M)
-            nll = -log_p.gather(0, y[None]).double().mean()
-            residual = log_p.exp_().sub_(one_hot).div_(len(y))
-            slope = (residual @ x).T + penalty * weight  # (F, C)
-            v.grad = torch.cat([precondition.T @ slope, residual.sum(1)[None] * classes**0.5])
+            nll = weight.new_zeros((), dtype=torch.double)
+            slope, slope_bias = torch.zeros_like(weight.T), torch.zeros_like(bias)
+            # A piece is used twice while it is near, and images lie along memory: the softmax runs
+            # over ten classes in step, and the product for the slope reads x by its rows.
+            for piece, labels in zip(torch.split(x, _PIECE), torch.split(y, _PIECE), strict=True):
+                log_p = torch.addmm(bias[:, None], weight.T, piece.T).log_softmax(0)  # (C, m)
+                of_label = log_p.gather(0, labels[None])
+                nll -= of_label.double().sum() / len(y)
+                residual = log_p.exp_().scatter_add_(0, labels[None], -torch.ones_like(of_label))
+                slope.addmm_(residual, piece, alpha=1 / len(y))
+                slope_bias.add_(residual.sum(1), alpha=1 / len(y))
+            slope = slope.T + penalty * weight  # (F, C)
+            v.grad = torch.cat([precondition.T @ slope, slope_bias[None] * classes**0.5])
             return nll + penalty / 2 * weight.double().square().sum()
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
@@ -277,6 +283,15 @@ def logistic_probe(
         raise UserError("all training labels are of one class: a classifier needs two or more")
     standardise = standardisation(x)
     x = standardise(x)
+    span = None
+    if len(x) < x.shape[1]:
+        # The penalty leaves in the weight no direction that no image has, so fewer images than
+        # features need as many coordinates as images: those of an orthonormal basis of their span.
+        span = torch.linalg.qr(x.T).Q  # (F, M)
+        x = x @ span
     if penalty is None:
         penalty = choose_penalty(x, y, classes, seed=seed)
-    return fold_in(fit_logistic(x, y, classes, penalty), standardise), penalty
+    found = fit_logistic(x, y, classes, penalty)
+    if span is not None:
+        found = LinearClassifier(span @ found.weight, found.bias)
+    return fold_in(found, standardise), penalty
