@@ -1,6 +1,6 @@
 """What a recipe's encoder is worth over several seeds, and what peers reach in the same time.
 
-    python benchmarks/recipe.py CIFAR10_FOLDER [--recipe cifar10-10min] [--seeds 0 1 2]
+    python benchmarks/recipe.py CIFAR10_FOLDER [--recipe NAME] [--seeds 0 1 2] [--untrained]
     python benchmarks/recipe.py CIFAR10_FOLDER --peer lightly --minutes 10
     python benchmarks/recipe.py CIFAR10_FOLDER --peer seed --minutes 10 --batch-size 32
 
@@ -36,13 +36,17 @@ from barlow.model import create_projector
 from barlow.optim import LARS, parameter_groups, warmup_cosine
 from barlow.run import Run
 
-PROBES = {"linear": "with pretraining", "knn": "with pretraining, k = 20, t = 0.07"}
+PROBES = {"linear": "{} pretraining", "knn": "{} pretraining, k = 20, t = 0.07"}
 
 
-def probed(encoder: str | nn.Module, data: str) -> dict[str, float]:
-    """Top-1 of the test images, by probe."""
-    results = {p: barlow.evaluate(encoder, data, data, protocol=p) for p in PROBES}
-    return {p: results[p][row].values["val_top1"] for p, row in PROBES.items()}
+def probed(encoder: str | nn.Module, data: str, pretrained: str = "with") -> dict[str, float]:
+    """Top-1 of the test images, by probe; "without" pretraining: of the same network untrained."""
+    found = {}
+    for protocol, name in PROBES.items():
+        baseline = "random" if pretrained == "without" else None
+        result = barlow.evaluate(encoder, data, data, protocol=protocol, baseline=baseline)
+        found[protocol] = result[name.format(pretrained)].values["val_top1"]
+    return found
 
 
 def ours(data: str, recipe: str, seed: int, out: Path) -> dict[str, float]:
@@ -148,6 +152,7 @@ def main() -> None:
     parser.add_argument("data", nargs="?", default="", help="CIFAR-10 as Parquet files")
     parser.add_argument("--recipe", default="cifar10-10min")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--untrained", action="store_true", help="also the recipe's network as is")
     parser.add_argument("--peer", choices=list(PEERS))
     parser.add_argument("--minutes", type=float, default=10, help="of a peer")
     parser.add_argument("--batch-size", type=int, default=128, help="of a peer")
@@ -163,8 +168,12 @@ def main() -> None:
         name = options.recipe
         rows = [ours(options.data, name, seed, options.out) for seed in options.seeds]
     print(f"\n{name:<22}{'seconds':>9}{'epochs':>8}{'linear':>9}{'k-NN':>9}")
-    for row in rows:
-        label = f"seed {row.get('seed', 0)}"
+    untrained = []
+    if options.untrained:
+        run = str(options.out / f"{name}-seed{options.seeds[0]}")
+        untrained = [{"seconds": 0, "epochs": 0} | probed(run, options.data, "without")]
+    for row in rows + untrained:
+        label = f"seed {row.get('seed', 0)}" if row["seconds"] else "untrained"
         print(f"{label:<22}{row['seconds']:>9.0f}{row['epochs']:>8.2f}", end="")
         print("".join(f"{row[p]:>9.2%}" for p in PROBES))
     if len(rows) > 1:
@@ -177,6 +186,7 @@ def main() -> None:
         "command": " ".join(["python", "benchmarks/recipe.py", "CIFAR10_FOLDER", *sys.argv[2:]]),
         "environment": environment(),
         "rows": rows,
+        "untrained": untrained,
     }
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)
