@@ -183,7 +183,7 @@ def measure(data: str, encoder: str, epochs: int, with_scikit_learn: bool) -> di
         votes, seconds = timed(lambda: lightly_votes(train, test))
         note("  lightly's knn_predict, k = 200", seconds, votes)
     except ImportError:
-        print("lightly is not installed: pip install 'barlow-twins[bench]'")
+        print("lightly is not installed: pip install '.[bench]'")
     lines = [[encoder, "seconds", "top-1", ""]]
     lines += [
         [row["name"], f"{row['seconds']:.2f}", f"{row['accuracy']:.2%}", row["remark"]]

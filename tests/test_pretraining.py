@@ -14,7 +14,7 @@ from barlow.errors import TrainingError, UserError
 from barlow.optim import warmup_cosine
 from barlow.progress import Reporter
 from barlow.run import METRICS, Run
-from barlow.settings import Settings
+from barlow.settings import Settings, recipe_names
 from barlow.validation import HEALTH
 
 # Dropout in the encoder, random views and an order that is shuffled: nothing here is easy.
@@ -406,9 +406,23 @@ def test_accumulation_takes_the_memory_of_a_part_and_the_loss_of_the_whole(tmp_p
 
 def test_settings_and_options_are_one_list():
     names = {f.name for f in dataclasses.fields(Settings)}
-    for recipe in ("cifar10", "cifar10-cpu", "cifar10-seed", "demo", "imagenet"):
+    for recipe in recipe_names():
         settings = Settings.of("cifar10", recipe=recipe)
         assert set(settings.to_dict()) == names
+        assert Settings(**settings.to_dict()).to_dict() == settings.to_dict()
+
+
+def test_an_optimiser_brings_its_own_learning_rates():
+    assert Settings.of("cifar10").rates == (0.2, 0.0048)
+    assert Settings.of("cifar10", optimizer="adamw").rates == (2e-3, 2e-3)
+    assert Settings.of("cifar10", optimizer="muon", lr=0.1).rates == (0.1, 0.02)
+    assert Settings.of("cifar10", optimizer="adamw").to_dict()["lr"] == 2e-3
+
+
+def test_epochs_replace_the_minutes_of_a_recipe():
+    assert Settings.of("cifar10", "cifar10-10min").minutes == 10
+    assert Settings.of("cifar10", "cifar10-10min", epochs=3).minutes is None
+    assert Settings.of("cifar10", "cifar10-10min", epochs=3, minutes=5).minutes == 5
 
 
 def test_run_reads_a_path_given_as_text():

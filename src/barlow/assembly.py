@@ -94,22 +94,23 @@ def build_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
     """The optimiser; each group's `base_lr` is what the schedule multiplies."""
     # Linear scaling (paper, section 3); the steps of Adam and Muon do not grow with the gradient.
     scale = 1.0 if settings.optimizer in ("adamw", "muon") else settings.batch_size / 256
+    lr, lr_bias_norm = settings.rates
     groups = parameter_groups(
         model,
-        lr=settings.lr * scale,
-        lr_bias_norm=settings.lr_bias_norm * scale,
+        lr=lr * scale,
+        lr_bias_norm=lr_bias_norm * scale,
         weight_decay=settings.weight_decay,
     )
     groups = [g | {"base_lr": g["lr"]} for g in groups if g["params"]]
     if settings.optimizer == "lars":
-        return LARS(groups, settings.lr, momentum=settings.momentum)
+        return LARS(groups, lr, momentum=settings.momentum)
     if settings.optimizer == "muon":
-        return Muon(groups, settings.lr, momentum=settings.momentum)
+        return Muon(groups, lr, momentum=settings.momentum)
     for group in groups:
         del group["lars_exclude"]
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, settings.lr, momentum=settings.momentum)
-    return torch.optim.AdamW(groups, settings.lr, betas=(settings.momentum, 0.999))
+        return torch.optim.SGD(groups, lr, momentum=settings.momentum)
+    return torch.optim.AdamW(groups, lr, betas=(settings.momentum, 0.999))
 
 
 def build_views(settings: Settings, preprocess: Preprocess) -> TwoViews:

@@ -1,7 +1,6 @@
 """A run: one folder that holds everything a training produced."""
 
 import csv
-import dataclasses
 import errno
 import io
 import json
@@ -229,10 +228,11 @@ def open_run(out: str | Path, settings: Settings) -> Run:
 
 
 def _changes(old: Settings, new: Settings) -> list[str]:
+    was, now = old.to_dict(), new.to_dict()
     changes = [
-        f"{f.name} was {getattr(old, f.name)!r}, is {getattr(new, f.name)!r}"
-        for f in dataclasses.fields(Settings)
-        if f.name not in _FREE and getattr(old, f.name) != getattr(new, f.name)
+        f"{name} was {was[name]!r}, is {now[name]!r}"
+        for name in was
+        if name not in _FREE and was[name] != now[name]
     ]
     if new.minutes is None and new.epochs < old.epochs:
         changes.append(f"epochs was {old.epochs}, is {new.epochs}; it may only grow")

@@ -1,6 +1,7 @@
 """Every setting of a pretraining: one typed field each, with its default and where that is from."""
 
 import dataclasses
+from collections.abc import Container
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +12,9 @@ import yaml
 from barlow.errors import UserError
 
 TRACKERS = ("wandb", "tensorboard", "trackio", "mlflow")
+
+# Of weights, and of biases and norms. LARS: Zbontar et al. 2021, which SGD shares.
+_RATES = {"lars": (0.2, 0.0048), "sgd": (0.2, 0.0048), "adamw": (2e-3, 2e-3), "muon": (0.04, 0.02)}
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Settings:
     """share of the images that may be unreadable before the training stops"""
 
     epochs: int = 100
-    """passes over the images (paper: 1000)"""
+    """passes over the images (paper: 1000); given beside a recipe with minutes, it replaces them"""
     minutes: float | None = None
     """train for so long by the clock, instead of for epochs; the learning rate follows it"""
     batch_size: int = 256
@@ -83,10 +87,12 @@ class Settings:
     """micro-batches a step: the loss stays that of the whole batch, memory is a micro-batch's"""
     optimizer: Literal["lars", "adamw", "sgd", "muon"] = "lars"
     """lars (paper), adamw, sgd, or muon (Jordan 2024, for short trainings)"""
-    lr: float = 0.2
-    """learning rate of weights; for lars and sgd per 256 images of the batch (paper: 0.2)"""
-    lr_bias_norm: float = 0.0048
-    """learning rate of biases and norms, scaled alike (paper: 0.0048)"""
+    lr: float | None = None
+    """learning rate of weights; for lars and sgd per 256 images of the batch; default: 0.2 for lars
+    (paper) and sgd, 0.002 for adamw, 0.04 for muon"""
+    lr_bias_norm: float | None = None
+    """learning rate of biases and norms, scaled alike; default: 0.0048 for lars (paper) and sgd,
+    0.002 for adamw, 0.02 for muon"""
     weight_decay: float = 1.5e-6
     """decay of weights; biases and norms have none (paper's code: 1e-6 to 1.5e-6)"""
     momentum: float = 0.9
@@ -137,13 +143,23 @@ class Settings:
         Raises:
             UserError: if the recipe or a field does not exist, or a value cannot be.
         """
-        values = {**(load_recipe(recipe) if recipe else {}), **overrides}
+        values = {**(recipe_beside(recipe, overrides) if recipe else {}), **overrides}
         check_names(values, recipe)
         return cls(**{"source": source, **values})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `config.yaml` holds them."""
-        return dataclasses.asdict(self)
+        """Plain values, as `config.yaml` holds them, learning rates included."""
+        lr, lr_bias_norm = self.rates
+        return dataclasses.asdict(self) | {"lr": lr, "lr_bias_norm": lr_bias_norm}
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Learning rates of weights, and of biases and norms: as given, or the optimiser's."""
+        lr, lr_bias_norm = _RATES[self.optimizer]
+        return (
+            lr if self.lr is None else self.lr,
+            lr_bias_norm if self.lr_bias_norm is None else self.lr_bias_norm,
+        )
 
     @property
     def view_preset(self) -> str:
@@ -196,8 +212,8 @@ class Settings:
             if name not in TRACKERS:
                 refuse(f"track is {name!r}: give {', '.join(TRACKERS)}, or several with commas")
         for name in ("lr", "lr_bias_norm", "weight_decay", "warmup_epochs", "workers"):
-            if getattr(self, name) < 0:
-                refuse(f"{name} is {getattr(self, name)}: it must not be negative")
+            if (value := getattr(self, name)) is not None and value < 0:
+                refuse(f"{name} is {value}: it must not be negative")
 
 
 def recipe_names() -> list[str]:
@@ -234,6 +250,14 @@ def load_recipe(recipe: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"recipe {str(recipe)!r} must be a YAML mapping of settings to values")
     check_names(values, recipe)
+    return values
+
+
+def recipe_beside(recipe: str | Path, given: Container[str]) -> dict[str, Any]:
+    """The values of a recipe, without its minutes where epochs are given."""
+    values = load_recipe(recipe)
+    if "epochs" in given:
+        values.pop("minutes", None)
     return values
 
 

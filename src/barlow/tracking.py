@@ -39,9 +39,7 @@ def tracked(reporter: Reporter | None, settings: Settings, run: Run) -> Reporter
     """
     for name in settings.track:
         if importlib.util.find_spec(OPENERS[name][0]) is None:
-            raise UserError(
-                f"--track {name}: it is not installed; pip install 'barlow-twins[{name}]'"
-            )
+            raise UserError(f"--track {name}: it is not installed; pip install {name}")
     return Tracked(reporter or Reporter(), settings, run) if settings.track else reporter
 
 

@@ -277,11 +277,12 @@ def _call(
 
 def _defaults(argv: list[str]) -> dict[str, Any]:
     """The defaults of the settings, those of the recipe in their place."""
-    from barlow.settings import Settings, load_recipe
+    from barlow.settings import Settings, recipe_beside
 
     recipe = peek(argv, "--recipe")
-    given = {name: value for name, _, value, _ in options_of(Settings)}
-    return given | (load_recipe(recipe) if recipe else {})
+    defaults = {name: value for name, _, value, _ in options_of(Settings)}
+    given = ["epochs"] if peek(argv, "--epochs") else []
+    return defaults | (recipe_beside(recipe, given) if recipe else {})
 
 
 def _help(command: Command) -> str:

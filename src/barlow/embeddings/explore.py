@@ -65,7 +65,7 @@ def draw_map(file: str, reporter: Reporter | None = None) -> Path:
         UserError: if the extra `explore` is not installed, or there are too few images.
     """
     if not all(importlib.util.find_spec(name) for name in ("embedding_atlas", "umap")):
-        raise UserError("Embedding Atlas is not installed: pip install 'barlow-twins[explore]'")
+        raise UserError("Embedding Atlas is not installed: pip install embedding-atlas umap-learn")
     table = open_table(file)
     if table.images < _FEWEST:
         raise UserError(f"{file} has {table.images} images: a map needs {_FEWEST} or more")

@@ -102,7 +102,7 @@ def _onnx(encoder: nn.Module, path: Path, preprocess: bool) -> float:
         import onnxscript  # noqa: F401  torch.onnx needs it
     except ImportError as error:
         raise UserError(
-            f"format onnx needs the package {error.name}: pip install 'barlow-twins[onnx]'"
+            f"format onnx needs the package {error.name}: pip install onnx onnxscript onnxruntime"
         ) from error
 
     graph, images, shapes = _traceable(encoder, preprocess)
