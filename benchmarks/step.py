@@ -119,7 +119,7 @@ def parts_of_a_step(batches, batch_size: int) -> tuple[dict[str, Callable[[], ob
 
     def log() -> None:
         means.add(model.criterion.terms)
-        means.read(0)
+        means.read()
 
     with FlopCounterMode(display=False) as counter:
         step(view1, view2)

@@ -404,6 +404,54 @@ def test_accumulation_takes_the_memory_of_a_part_and_the_loss_of_the_whole(tmp_p
     assert parts.metrics()[-1]["step"] == 4
 
 
+def test_accumulation_works_in_float64_too(tmp_path):
+    settings = TINY | {"epochs": 1, "precision": "64", "accumulate": 2}
+    assert barlow.pretrain("mnist5k", tmp_path / "run", **settings).metrics()[-1]["step"] == 4
+
+
+def test_settings_from_python_are_those_that_a_recipe_would_give(tmp_path):
+    settings = Settings("cifar10", projector=(16, 16), init=tmp_path, precision=64)
+    assert (settings.projector, settings.init) == ([16, 16], str(tmp_path))
+    assert settings.precision == "64"
+    with pytest.raises(UserError, match=r"optimizer is 'LARS': give lars, adamw, sgd, muon"):
+        Settings("cifar10", optimizer="LARS")
+
+
+def test_as_many_held_out_images_may_be_broken_as_training_images(tmp_path):
+    from PIL import Image
+
+    for i in range(40):
+        pixels = torch.randint(0, 256, (28, 28), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(tmp_path / f"{i:02}.png")
+    for i in (3, 11, 26):
+        (tmp_path / f"{i:02}.png").write_bytes(b"")
+    settings = TINY | {"epochs": 1, "validation": str(tmp_path), "max_broken": 0.2}
+    row = barlow.pretrain("mnist5k", tmp_path / "run", **settings, devices=2).metrics()[-1]
+    assert row["val_loss"] > 0
+    assert row["effective_rank"] > 0
+
+
+def test_a_folder_that_cannot_be_made_is_a_users_mistake(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="cannot write in --out"):
+        barlow.pretrain("mnist5k", tmp_path / "file" / "run", **TINY)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_compiled_model_learns_the_same(tmp_path, devices):
+    small = {"layers": [1, 0, 0, 0], "channels": [4, 4, 4, 4]}
+    settings = TINY | {"encoder": "resnet18", "encoder_args": small, "epochs": 1, "log_every": 1}
+    plain, compiled = (
+        barlow.pretrain(
+            "mnist5k", tmp_path / str(on), **settings, compile=on, devices=devices
+        ).metrics()
+        for on in (False, True)
+    )
+    for name in ("loss", "val_loss", "effective_rank"):
+        assert compiled[-1][name] == pytest.approx(plain[-1][name], rel=1e-3)
+
+
 def test_settings_and_options_are_one_list():
     names = {f.name for f in dataclasses.fields(Settings)}
     for recipe in recipe_names():

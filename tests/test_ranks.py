@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from barlow.errors import UserError
-from barlow.ranks import Devices, create_fabric, processes_here, share_threads
+from barlow.errors import TrainingError, UserError
+from barlow.ranks import Devices, agree, create_fabric, processes_here, share_threads
 
 OUTSIDE = ("LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "SLURM_CPUS_PER_TASK")
 SLURM = ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES", "SLURM_JOB_ID", "SLURM_PROCID")
@@ -20,6 +22,19 @@ def environment(monkeypatch):
             monkeypatch.setenv(name, str(value))
 
     return set_all
+
+
+def _disagree(rank, world_size):
+    fabric = SimpleNamespace(world_size=world_size)
+    agree(fabric, 7.0, "the steps differ")
+    try:
+        agree(fabric, 90.0 + 10 * rank, "the steps differ")
+    except TrainingError as error:
+        return str(error)
+
+
+def test_ranks_that_disagree_all_stop(on_ranks):
+    assert on_ranks(2, _disagree) == ["the steps differ: 90, 100"] * 2
 
 
 @pytest.mark.parametrize(

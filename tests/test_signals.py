@@ -24,6 +24,9 @@ def test_a_second_ctrl_c_exits_at_once():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.signal == "SIGINT", "what comes twice at once is one signal"
+        assert not stop.warned
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert (stop.signal, stop.warned) == ("SIGINT", True)
         time.sleep(0.6)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)

@@ -43,6 +43,7 @@ def test_health_tells_a_rich_representation_from_a_collapsed_one():
     assert collapse(rich) is None
     assert "embedding has collapsed" in collapse(health(y, line, None))
     assert "collapsed" in collapse(poor)
+    assert "collapsed" in collapse({"effective_rank": float("nan")}), "a point has no spectrum"
     assert collapse({"loss": 3.0}) is None, "steps at which health was not looked at"
 
 

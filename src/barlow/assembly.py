@@ -145,6 +145,7 @@ def held_out(settings: Settings) -> Source | None:
         images = found
     else:
         return None
+    images.max_broken = settings.max_broken
     return images.spread(settings.validation_limit)
 
 

@@ -37,20 +37,24 @@ def alone(fabric: "Fabric", folder: Path) -> Iterator[None]:
         folder: of the run; made if it is not there.
 
     Raises:
-        UserError: on every rank, if another process holds the lock and does not end.
+        UserError: on every rank, if another process holds the lock and does not end, or the folder
+            cannot be written.
     """
-    lock, holders = None, list[str]()
+    lock, refused = None, list[str]()
     if fabric.is_global_zero:
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             lock = _take(folder / NAME)
         except BlockingIOError:
-            holders = [_holder(folder / NAME)]
-    try:
-        for holder in from_all_ranks(fabric, holders):
-            raise UserError(
+            holder = (folder / NAME).read_text() or "another process"
+            refused = [
                 f"{holder} trains in --out {folder} already: wait for its end, or give another"
-            )
+            ]
+        except OSError as error:
+            refused = [f"cannot write in --out {folder} ({error}): make room, or give another"]
+    try:
+        for what in from_all_ranks(fabric, refused):
+            raise UserError(what)
         yield
     finally:
         if lock is not None:
@@ -80,7 +84,3 @@ def _take(file: Path) -> int:
         os.ftruncate(opened, 0)
         os.write(opened, f"process {os.getpid()} on host {socket.gethostname()}".encode())
     return opened
-
-
-def _holder(file: Path) -> str:
-    return file.read_text() or "another process"

@@ -33,7 +33,7 @@ class Means:
         >>> means = Means()
         >>> for loss in (1.0, 3.0):
         ...     means.add((torch.tensor(loss),) * 5)
-        >>> means.read(step=2)["loss"]
+        >>> means.read()["loss"]
         2.0
     """
 
@@ -67,9 +67,8 @@ class Means:
                     "touched; try a lower --lr, a longer --warmup-epochs or --precision 32"
                 )
 
-    def read(self, step: int) -> dict[str, float]:
+    def read(self) -> dict[str, float]:
         """The means by name; counting starts anew."""
-        self.check(step)
         assert self._sums is not None
         means = dict(zip(TERMS, (self._sums / self._count).tolist(), strict=True))
         self._sums, self._first, self._count = None, None, 0
@@ -81,7 +80,4 @@ class Means:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self._sums, self._count = state["sums"], state["count"]
-        self._first = state.get("first")
-        if self._first is None and self._sums is not None:  # an earlier version's: all was finite
-            self._first = torch.cat([self._sums.new_zeros(1), self._sums])
+        self._sums, self._first, self._count = state["sums"], state["first"], state["count"]

@@ -20,6 +20,7 @@ from barlow.lock import alone
 from barlow.metrics import Means, check_weights
 from barlow.progress import Reporter, describe, logged, told
 from barlow.ranks import (
+    agree,
     any_rank,
     create_fabric,
     denormals_as_zero,
@@ -95,9 +96,10 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
     reporter = reporter if fabric.is_global_zero and reporter else Reporter()
     share_threads(processes_here(settings))
 
-    parts = assemble(fabric, settings)
-    with alone(fabric, run.path), denormals_as_zero():
-        _loop(fabric, settings, run, reporter, parts, began)
+    with denormals_as_zero():  # before the first product starts the threads that inherit it
+        parts = assemble(fabric, settings)
+        with alone(fabric, run.path):
+            _loop(fabric, settings, run, reporter, parts, began)
 
 
 def _loop(
@@ -112,8 +114,9 @@ def _loop(
     schedule = Schedule.of(settings, loader.steps_per_epoch)
 
     means, step, seconds = Means(), 0, 0.0
-    if state := load_last(run.last_checkpoint):
-        step, seconds = state["step"], state["seconds"]
+    if resumed := load_last(run.last_checkpoint):
+        step, seconds = resumed["step"], resumed["seconds"]
+    agree(fabric, step, f"the processes see checkpoints of different steps in {run.path}")
     if schedule.done(step, seconds):
         reporter.say(f"{run.path} is finished: {step} steps are done, nothing is left to do")
         return
@@ -129,22 +132,23 @@ def _loop(
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     if synchronise:
         keep_buffers(wrapped)
-    if state:
+    dtype = next(model.parameters()).dtype
+    if resumed:
         # Now that the parameters have their device and precision, the states take the same.
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        means.load_state_dict(state["means"])
-        fabric.strategy.precision.load_state_dict(state["precision"])
+        model.load_state_dict(resumed["model"])
+        optimizer.load_state_dict(resumed["optimizer"])
+        means.load_state_dict(resumed["means"])
+        fabric.strategy.precision.load_state_dict(resumed["precision"])
+        resumed = None  # as large as model and optimiser
 
-    # To agree on stopping, ranks wait for each other; a GPU should rarely have to.
-    vote_every = 1 if ranks == 1 or fabric.device.type == "cpu" else 10
+    # To agree on stopping, ranks wait for each other; GPUs should do so every other second only.
+    vote_at, pause, voted = step + 1, 1, time.monotonic()
 
     def save(kept: int | None = None) -> bool:
         means.check(step)
         check_weights(model, step)
         if main:
             state = {
-                "format": 1,
                 "step": step,
                 "seconds": seconds,
                 "settings": settings.to_dict(),
@@ -186,7 +190,7 @@ def _loop(
                 accumulate(
                     model,
                     wrapped,
-                    micro_batches(view1, view2, settings.accumulate),
+                    micro_batches(view1.to(dtype), view2.to(dtype), settings.accumulate),
                     backward=fabric.backward,
                     no_sync=partial(fabric.no_backward_sync, wrapped, enabled=ranks > 1),
                     autocast=fabric.autocast,
@@ -198,13 +202,15 @@ def _loop(
                 step += 1
                 now = time.monotonic()
                 seconds, tick = seconds + now - tick, now
-                if schedule.by_clock and step % vote_every == 0:
+                votes = step == vote_at
+                if schedule.by_clock and votes:
                     clock = from_main_rank(fabric, seconds)
                 done = schedule.done(step, clock)
                 reporter.step(schedule.at(step, seconds))
 
                 epoch_ends = done or step % loader.steps_per_epoch == 0
                 if epoch_ends or step % settings.log_every == 0:
+                    means.check(step)
                     images = (step - logged_step) * settings.batch_size
                     row = {
                         "step": step,
@@ -212,9 +218,10 @@ def _loop(
                         "seconds": seconds,
                         "images_per_second": images / (now - logged_at),
                         "lr": optimizer.param_groups[0]["lr"],
-                        **means.read(step),
+                        **means.read(),
                     }
                     if epoch_ends and (done or (epoch + 1) % validate_every == 0):
+                        check_weights(model, step)
                         row |= validate(fabric, model, wrapped, validation, watched, preprocess)
                         if not warned and (warning := collapse(row)):
                             warned = True
@@ -236,9 +243,9 @@ def _loop(
                     saved = time.monotonic()
                 if done:
                     break
-                if step % vote_every == 0 and any_rank(fabric, bool(stop.signal)):
+                if votes and any_rank(fabric, bool(stop.signal)):
                     outcome = "saved" if save() else "the last checkpoint is an earlier one"
-                    warns = any_rank(fabric, stop.signal == "SIGUSR1")
+                    warns = any_rank(fabric, stop.warned)
                     if not main:
                         return  # an error here would end the others while they save
                     if warns and requeue():
@@ -248,4 +255,8 @@ def _loop(
                         f"{schedule.at(step, seconds):.0f} of {schedule.total:.0f}: {outcome}; "
                         "run the same command again to go on"
                     )
+                if votes:
+                    if ranks > 1 and fabric.device.type != "cpu":
+                        pause = round(from_main_rank(fabric, max(1, 2 * pause / (now - voted))))
+                    vote_at, voted = step + pause, now
     reporter.say(f"finished: {step} steps in {seconds:.0f} s; the encoder is {run.encoder_folder}")

@@ -227,6 +227,12 @@ def any_rank(fabric: "Fabric", condition: bool) -> bool:
     return bool(votes > 0)
 
 
+def agree(fabric: "Fabric", value: float, what: str) -> None:
+    """Raise TrainingError on every rank unless the value is the same on all."""
+    if len(values := set(from_all_ranks(fabric, [value]))) > 1:
+        raise TrainingError(f"{what}: {', '.join(f'{v:g}' for v in sorted(values))}")
+
+
 def from_main_rank(fabric: "Fabric", value: float) -> float:
     """What the value is on the first rank, on every rank."""
     return fabric.broadcast(value) if fabric.world_size > 1 else value

@@ -159,8 +159,8 @@ class Run:
     def add_start(self, start: Mapping[str, Any]) -> None:
         """Note that the training starts or goes on, and the time."""
         time = datetime.now(UTC).isoformat(timespec="seconds")
-        with open(self.starts_file, "a") as file:
-            file.write(json.dumps({"time": time, **start}) + "\n")
+        before = self.starts_file.read_text() if self.starts_file.exists() else ""
+        write_text(self.starts_file, before + json.dumps({"time": time, **start}) + "\n")
 
     def starts(self) -> list[dict[str, Any]]:
         """What `add_start` noted, the first start first."""

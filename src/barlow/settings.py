@@ -5,7 +5,7 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -129,6 +129,18 @@ class Settings:
     """send them to wandb, tensorboard, trackio or mlflow too; several with commas"""
 
     def __post_init__(self) -> None:
+        """Plain values, as a recipe would have them, and none that cannot be."""
+        for name, kind in get_type_hints(Settings).items():
+            value = getattr(self, name)
+            if get_origin(kind) is Literal:
+                value = str(value)
+                if value not in get_args(kind):
+                    raise UserError(f"{name} is {value!r}: give {', '.join(get_args(kind))}")
+            elif isinstance(value, tuple):
+                value = list(value)
+            elif isinstance(value, Path):
+                value = str(value)
+            object.__setattr__(self, name, value)
         self._check()
 
     @classmethod

@@ -14,7 +14,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-_SIGNALS = ["SIGINT", "SIGTERM", "SIGUSR1"]
+SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 _ONCE = 0.5  # seconds within which a signal is the same: sent to all, and passed on by the parent
 
 
@@ -34,9 +34,10 @@ def requeue() -> bool:
 
 @dataclass
 class Stop:
-    """Whether a signal has asked for the end, and which."""
+    """Whether a signal has asked for the end, which came first, and whether SLURM warned."""
 
     signal: str | None = None
+    warned: bool = False
 
 
 @contextmanager
@@ -57,7 +58,9 @@ def stop_on_signals(pass_on: bool = False) -> Iterator[Stop]:
 
     def note(number: int, frame: FrameType | None) -> None:
         if number not in came:
-            stop.signal = signal.Signals(number).name
+            name = signal.Signals(number).name
+            stop.signal = stop.signal or name
+            stop.warned |= name == "SIGUSR1"
             came[number] = time.monotonic()
             for child in multiprocessing.active_children() if pass_on else ():
                 if child.pid:
@@ -67,7 +70,7 @@ def stop_on_signals(pass_on: bool = False) -> Iterator[Stop]:
             os.kill(os.getpid(), number)
 
     try:
-        for name in _SIGNALS:
+        for name in SIGNALS:
             number = getattr(signal, name)
             usual[number] = signal.getsignal(number)
             signal.signal(number, note)

@@ -1,5 +1,6 @@
 """What a training measures between its epochs: the loss and the health of held-out images."""
 
+import logging
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,8 @@ from barlow.ranks import from_all_ranks
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+log = logging.getLogger(__name__)
 
 HEALTH = (
     "knn_top1",
@@ -66,15 +69,16 @@ def validate(
     model.eval()
     row: dict[str, float] = {}
     if loader:
-        means, steps = Means(), 0
+        means = Means()
         for view1, view2 in loader.epoch(0):
             wrapped(view1, view2)
             means.add(model.criterion.terms)
-            steps += 1
-        row |= {f"val_{name}": value for name, value in means.read(steps).items()}
+        row |= {f"val_{name}": value for name, value in means.read().items()}
     y, z, labels = _outputs(fabric, model, images, preprocess)
-    if fabric.is_global_zero:
-        row |= health(y, z, labels)
+    if y.isfinite().all() and z.isfinite().all():
+        row |= health(y, z, labels) if fabric.is_global_zero else {}
+    else:
+        log.warning("outputs for held-out images are not finite: their health is left out")
     model.train()
     return row
 
@@ -112,7 +116,7 @@ def health(y: Tensor, z: Tensor, labels: Tensor | None) -> dict[str, float]:
 def collapse(row: dict[str, float]) -> str | None:
     """A warning if representation or embedding has collapsed to a line or a point."""
     for what, name in (("representation", "effective_rank"), ("embedding", "rankme_embedding")):
-        if (rank := row.get(name, float("inf"))) < _COLLAPSED:
+        if not (rank := row.get(name, float("inf"))) >= _COLLAPSED:  # NaN for a point
             return (
                 f"the {what} has collapsed: its effective rank is {rank:.2f}; try a lower --lr, "
                 "a longer --warmup-epochs, a larger --batch-size or another --lambd"
@@ -135,6 +139,7 @@ def _outputs(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Representation and embedding of every image that can be read, on all ranks, and labels."""
     mine = images.part(range(fabric.global_rank, len(images), fabric.world_size))
+    mine.max_broken = 1.0  # whether there are too many is judged where they are trained on
     dtype = next(model.parameters()).dtype
     found = []
     for batch, rows in eval_batches(mine, preprocess, 256, device=fabric.device):

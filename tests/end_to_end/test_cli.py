@@ -183,6 +183,30 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
     assert step >= 4
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_to_the_whole_group_leaves_the_loaders_workers_to_their_training(tmp_path, name):
+    (tmp_path / "photos").mkdir()
+    for i, digit in enumerate(digits(64)):
+        digit.resize((80, 80)).save(tmp_path / "photos" / f"{i:02}.jpg")
+    command = [sys.executable, "-m", "barlow", "pretrain", tmp_path / "photos", *TINY]
+    command += ["--image-size", "72", "--limit", "64", "--epochs", "500", "--out", tmp_path / "run"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    ) as process:
+        assert "epoch 1.00" in process.stdout.readline()
+        os.killpg(process.pid, getattr(signal, name))
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 1
+    assert stderr.startswith(f"barlow: {name} at step"), stderr
+    assert "saved" in stderr
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["step"] >= 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -1,6 +1,7 @@
 """Images that do not fit in memory: workers decode each once and cut both crops there."""
 
 import multiprocessing
+import signal
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from barlow import address
 from barlow.data.decode import BrokenImage, Picture
 from barlow.data.source import Source
 from barlow.errors import UserError
+from barlow.signals import SIGNALS
 from barlow.views import TwoViews, geometry
 
 _CROP = 0  # the stream of random numbers that `TwoViews.crop` draws its boxes from
@@ -60,9 +62,16 @@ def stream(
                 batch_size=None,
                 num_workers=workers,
                 multiprocessing_context=multiprocessing.get_context("fork") if fork else None,
+                worker_init_fn=_ignore_signals,
             )
         )
     yield from batches
+
+
+def _ignore_signals(worker: int) -> None:
+    """What is sent to the whole process group is for the training, which ends its workers."""
+    for name in SIGNALS:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 class _Batches(Dataset[Crops]):
