@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import logging
+import shutil
 
 import pytest
 import timm
