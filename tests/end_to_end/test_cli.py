@@ -187,9 +187,9 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
 def test_a_signal_to_the_whole_group_leaves_the_loaders_workers_to_their_training(tmp_path, name):
     (tmp_path / "photos").mkdir()
     for i, digit in enumerate(digits(64)):
-        digit.resize((80, 80)).save(tmp_path / "photos" / f"{i:02}.jpg")
+        digit.resize((100, 100)).save(tmp_path / "photos" / f"{i:02}.jpg")
     command = [sys.executable, "-m", "barlow", "pretrain", tmp_path / "photos", *TINY]
-    command += ["--image-size", "72", "--limit", "64", "--epochs", "500", "--out", tmp_path / "run"]
+    command += ["--image-size", "96", "--limit", "64", "--epochs", "500", "--out", tmp_path / "run"]
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
