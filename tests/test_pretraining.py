@@ -437,6 +437,12 @@ def test_a_folder_that_cannot_be_made_is_a_users_mistake(tmp_path):
         barlow.pretrain("mnist5k", tmp_path / "file" / "run", **TINY)
 
 
+def test_a_compiled_training_that_would_not_synchronise_batch_norm_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--compile cannot synchronise"):
+        barlow.pretrain("mnist5k", tmp_path / "run", **TINY, compile=True, devices=2)
+    assert not (tmp_path / "run").exists()
+
+
 def test_settings_and_options_are_one_list():
     names = {f.name for f in dataclasses.fields(Settings)}
     for recipe in recipe_names():

@@ -15,7 +15,7 @@ from barlow.assembly import Parts, assemble
 from barlow.batch_norm import exact_batch_norm
 from barlow.checkpoint import load_last
 from barlow.encoders import spec_of
-from barlow.errors import TrainingError
+from barlow.errors import TrainingError, UserError
 from barlow.lock import alone
 from barlow.metrics import Means, check_weights
 from barlow.progress import Reporter, describe, logged, told
@@ -96,6 +96,12 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
     reporter = reporter if fabric.is_global_zero and reporter else Reporter()
     share_threads(processes_here(settings))
 
+    if settings.compile and settings.sync_batch_norm and fabric.world_size > 1:
+        if fabric.device.type == "cpu":
+            raise UserError(
+                "--compile cannot synchronise batch norm over several CPU processes: leave it "
+                "out, or give --no-sync-batch-norm"
+            )
     with denormals_as_zero():  # before the first product starts the threads that inherit it
         parts = assemble(fabric, settings)
         with alone(fabric, run.path):
@@ -107,6 +113,7 @@ def _loop(
 ) -> None:
     model, preprocess, optimizer, loader, validation = parts
     main, ranks = fabric.is_global_zero, fabric.world_size
+    synchronise = settings.sync_batch_norm and ranks > 1
     origin = str(getattr(model.encoder, "origin", ""))
     # Without held-out images, the health at least is that of images it is trained on.
     watched = (validation or loader).source.spread(settings.validation_limit)
@@ -122,11 +129,10 @@ def _loop(
         return
     on_main_rank(fabric, partial(record.start, run, settings, step, loader.source))
 
-    synchronise = settings.sync_batch_norm and ranks > 1
     if synchronise:
         model = synchronised(model, fabric.device)
     # What torch.compile makes of a batch norm sums well by itself.
-    exact = fabric.device.type == "cpu" and (synchronise or not settings.compile)
+    exact = fabric.device.type == "cpu" and not settings.compile
     if settings.compile:
         model.compile()
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
