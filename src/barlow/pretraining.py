@@ -96,12 +96,12 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
     reporter = reporter if fabric.is_global_zero and reporter else Reporter()
     share_threads(processes_here(settings))
 
-    if settings.compile and settings.sync_batch_norm and fabric.world_size > 1:
-        if fabric.device.type == "cpu":
-            raise UserError(
-                "--compile cannot synchronise batch norm over several CPU processes: leave it "
-                "out, or give --no-sync-batch-norm"
-            )
+    several = fabric.device.type == "cpu" and fabric.world_size > 1
+    if several and settings.compile and settings.sync_batch_norm:
+        raise UserError(
+            "--compile cannot synchronise batch norm over several CPU processes: leave it out, or "
+            "give --no-sync-batch-norm"
+        )
     with denormals_as_zero():  # before the first product starts the threads that inherit it
         parts = assemble(fabric, settings)
         with alone(fabric, run.path):
