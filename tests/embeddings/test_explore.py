@@ -83,5 +83,5 @@ def test_too_few_images_are_refused(embedded):
 def test_without_the_extra_the_command_to_install_it_is_said(embedded, monkeypatch):
     file = embedded(5)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'barlow-twins\[explore\]'"):
+    with pytest.raises(UserError, match=r"pip install embedding-atlas"):
         draw_map(str(file))
