@@ -161,16 +161,21 @@ def test_the_same_command_again_says_that_the_run_is_finished(run):
     assert "is finished" in done.stdout
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
-    command = [sys.executable, "-m", "barlow", "pretrain", "mnist5k", "--out", tmp_path / "run"]
-    command += [*TINY, "--epochs", "500"]
-    with subprocess.Popen(
+def started(command, **options):
+    return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-    ) as process:
+        **options,
+    )
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
+    command = [sys.executable, "-m", "barlow", "pretrain", "mnist5k", "--out", tmp_path / "run"]
+    command += [*TINY, "--epochs", "500"]
+    with started(command) as process:
         assert "epoch 1.00" in process.stdout.readline()
         asked = time.monotonic()
         process.send_signal(signal.SIGTERM)
@@ -190,14 +195,7 @@ def test_a_signal_to_the_whole_group_leaves_the_loaders_workers_to_their_trainin
         digit.resize((100, 100)).save(tmp_path / "photos" / f"{i:02}.jpg")
     command = [sys.executable, "-m", "barlow", "pretrain", tmp_path / "photos", *TINY]
     command += ["--image-size", "96", "--limit", "64", "--epochs", "500", "--out", tmp_path / "run"]
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    ) as process:
+    with started(command, start_new_session=True) as process:
         assert "epoch 1.00" in process.stdout.readline()
         os.killpg(process.pid, getattr(signal, name))
         _, stderr = process.communicate(timeout=60)
