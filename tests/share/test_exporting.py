@@ -26,6 +26,10 @@ def encoder(shaken):
     return encoder
 
 
+def bytes_in(path):
+    return sum(f.stat().st_size for f in [path, *path.rglob("*")] if f.is_file())
+
+
 def pictures(*shape):
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator())
 
@@ -51,6 +55,22 @@ def test_safetensors_come_back_bit_for_bit(encoder, tmp_path):
     again = load_encoder(tmp_path / "e.safetensors")
     images = pictures(2, 3, 40, 50)
     assert torch.equal(again(again.preprocess(images)), encoder(encoder.preprocess(images)))
+
+
+@pytest.mark.parametrize(("format", "out"), [("timm", "e"), ("safetensors", "e.safetensors")])
+@torch.no_grad()
+def test_half_the_bytes_come_back_as_float32_and_nearly_the_same(encoder, tmp_path, format, out):
+    full, half = tmp_path / f"full-{out}", tmp_path / out
+    export(encoder, format, str(full))
+    export(encoder, format, str(half), half=True)
+    assert bytes_in(half) < 0.65 * bytes_in(full)
+    again = load_encoder(half)
+    assert {p.dtype for p in [*again.parameters(), *encoder.parameters()]} == {torch.float32}
+    assert torch.equal(again.bn1.running_mean, encoder.bn1.running_mean)
+    images = pictures(2, 3, 40, 50)
+    features, wanted = again(again.preprocess(images)), encoder(encoder.preprocess(images))
+    assert not torch.equal(features, wanted)
+    torch.testing.assert_close(features, wanted, rtol=0, atol=2e-3 * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize(
@@ -120,18 +140,19 @@ def test_a_graph_that_computes_something_else_is_not_written(encoder, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("format", "name", "preprocess", "told"),
+    ("format", "name", "options", "told"),
     [
-        ("timm", "there", False, "is there already"),
-        ("keras", "e", False, "no format 'keras': there are timm, safetensors"),
-        ("onnx", "e.pb", False, "name it e.onnx"),
-        ("safetensors", "e.safetensors", True, "leave --preprocess to onnx"),
+        ("timm", "there", {}, "is there already"),
+        ("keras", "e", {}, "no format 'keras': there are timm, safetensors"),
+        ("onnx", "e.pb", {}, "name it e.onnx"),
+        ("safetensors", "e.safetensors", {"preprocess": True}, "leave --preprocess to onnx"),
+        ("torch-export", "e.pt2", {"half": True}, "leave --half to timm and safetensors"),
     ],
 )
-def test_a_mistake_writes_nothing(encoder, tmp_path, format, name, preprocess, told):
+def test_a_mistake_writes_nothing(encoder, tmp_path, format, name, options, told):
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match=told):
-        export(encoder, format, str(tmp_path / name), preprocess=preprocess)
+        export(encoder, format, str(tmp_path / name), **options)
     assert [p.name for p in tmp_path.rglob("*")] == ["there"]
 
 

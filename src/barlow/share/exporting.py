@@ -18,7 +18,7 @@ from barlow.encoders import spec_of
 from barlow.errors import UserError
 from barlow.share.architectures import torchvision_names
 from barlow.share.loading import load_encoder
-from barlow.share.timm_folder import save_encoder
+from barlow.share.timm_folder import halve, save_encoder
 
 _TOLERANCE = 1e-4  # of the greatest feature, or of 1
 
@@ -41,6 +41,7 @@ def export(
     out: str,
     *,
     preprocess: bool = False,
+    half: bool = False,
 ) -> Exported:
     """Write an encoder for other programs.
 
@@ -53,6 +54,8 @@ def export(
         preprocess: onnx and torch-export: put resizing, cropping and normalising into the graph,
             which then takes uint8 images (N, C, H, W) of any one size instead of float32 ones
             that are prepared.
+        half: timm and safetensors: matrices and filters in float16, for half the bytes; loading
+            makes float32 of them again.
 
     Returns:
         What was written.
@@ -74,7 +77,13 @@ def export(
             f"format {format} says how images are prepared beside the weights: leave --preprocess "
             "to onnx and torch-export"
         )
+    if half and write not in (_timm, _safetensors):
+        raise UserError(
+            f"format {format} computes as PyTorch does: leave --half to timm and safetensors"
+        )
     module = deepcopy(encoder) if isinstance(encoder, nn.Module) else load_encoder(encoder)
+    if half:
+        halve(module)
     return Exported(path, write(module.cpu().eval(), path, preprocess))
 
 

@@ -11,7 +11,7 @@ from barlow.checkpoint import write_text
 from barlow.errors import UserError
 from barlow.share.card import model_card
 from barlow.share.loading import load_encoder
-from barlow.share.timm_folder import save_encoder
+from barlow.share.timm_folder import halve, save_encoder
 
 
 class Pushed(NamedTuple):
@@ -35,6 +35,7 @@ def push(
     dry_run: bool = False,
     private: bool = False,
     license: str = "mit",
+    half: bool = False,
 ) -> Pushed:
     """Put an encoder on the Hugging Face hub, as a timm folder with a model card.
 
@@ -45,6 +46,7 @@ def push(
         dry_run: write the folder, show it, and send nothing.
         private: make the repository private, if it is new.
         license: of the weights, as the hub abbreviates it.
+        half: matrices and filters in float16, for half the bytes; loading makes float32 of them.
 
     Returns:
         What was uploaded, and where.
@@ -56,6 +58,8 @@ def push(
         raise UserError(f"{repository!r} is no name of a repository: give OWNER/NAME")
     module = load_encoder(encoder)
     card = model_card(module, encoder, repository, license)
+    if half:
+        halve(module)
     if dry_run:
         return _write(module, card, Path(tempfile.mkdtemp(prefix="barlow-push-")))
     with tempfile.TemporaryDirectory(prefix="barlow-push-") as folder:

@@ -72,6 +72,16 @@ def save_encoder(encoder: nn.Module, folder: Path) -> None:
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
+def halve(encoder: nn.Module) -> None:
+    """Round an encoder's matrices and filters to float16, in place: half the bytes when written.
+
+    Scales, biases and statistics stay float32, and loading makes float32 of everything.
+    """
+    for parameter in encoder.parameters():
+        if parameter.ndim > 1:
+            parameter.data = parameter.data.half()
+
+
 def load_timm_folder(folder: Path, told: str) -> Loaded:
     """Load an encoder from a timm folder, ours or anybody's; `told` is its name in messages.
 
