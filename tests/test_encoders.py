@@ -1,11 +1,12 @@
 import copy
+import pickle
 
 import pytest
 import torch
 from torch import nn
 
 import barlow
-from barlow.encoders import fresh_copy, spec_of
+from barlow.encoders import EncoderSpec, fresh_copy, spec_of
 from barlow.errors import UserError
 
 
@@ -53,6 +54,7 @@ def test_several_stages_stand_side_by_side():
     expected = [nn.functional.adaptive_avg_pool2d(m, 2).flatten(1) for m in (middle, last)]
     torch.testing.assert_close(encoder(images), torch.cat(expected, 1))
     assert encoder.num_features == 4 * (16 + 24)
+    assert torch.equal(pickle.loads(pickle.dumps(encoder))(images), encoder(images))
 
 
 @torch.no_grad()
@@ -76,6 +78,18 @@ def test_what_cannot_be_is_refused_by_name():
         barlow.create_encoder("resnet18", colour="red")
     with pytest.raises(UserError, match="no 7x7 ResNet stem"):
         barlow.create_encoder("convnext_atto", stem="small")
+    with pytest.raises(UserError, match=r"^no supervised weights of 'resnet18': .+"):
+        barlow.create_encoder("resnet18", pretrained=True, channels=[8, 16, 24, 32])
+    with pytest.raises(UserError, match=r"no encoder of this version of barlow.*'colour'"):
+        EncoderSpec.from_dict({"colour": "red"})
+
+
+@pytest.mark.parametrize("argument", ["checkpoint_path", "pretrained_cfg", "cache_dir"])
+def test_timm_is_sent_nowhere_by_the_arguments_of_an_architecture(argument, tmp_path):
+    spec = barlow.create_encoder("resnet18", 32).spec.to_dict()
+    spec["model_args"] = {argument: str(tmp_path / "weights.pth")}
+    with pytest.raises(UserError, match=f"'{argument}' is no argument of an arch"):
+        EncoderSpec.from_dict(spec)
 
 
 def test_a_fresh_copy_is_the_same_architecture_with_other_weights():

@@ -3,10 +3,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from barlow.data.splits import NoSuchSplit
 from barlow.errors import TrainingError, UserError
-from barlow.ranks import Devices, agree, create_fabric, processes_here, share_threads
+from barlow.ranks import Devices, agree, create_fabric, launch, processes_here, share_threads
 
 OUTSIDE = ("LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "SLURM_CPUS_PER_TASK")
+SPLIT = "barlow.data.splits.NoSuchSplit"
 SLURM = ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES", "SLURM_JOB_ID", "SLURM_PROCID")
 
 
@@ -88,3 +90,20 @@ def test_processes_share_the_cores(
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
     share_threads(processes)
     assert given == ([] if processes == 1 else [expected])
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "told"),
+    [
+        (UserError("no folder /home/gloo/third_party/gloo/images"), UserError, "no folder"),
+        (RuntimeError("[/x/third_party/gloo/gloo/y.cc:5] Closed"), TrainingError, "is gone"),
+        (RuntimeError("/home/gloo/weights: of another shape"), RuntimeError, "another shape"),
+        (Exception(f"Traceback\n  x\n{SPLIT}: no split 'val' in x\n"), NoSuchSplit, "^no split"),
+    ],
+)
+def test_an_error_is_raised_as_what_it_is(error, kind, told):
+    def fail(fabric):
+        raise error
+
+    with pytest.raises(kind, match=told):
+        launch(create_fabric(Devices("cpu")), fail)

@@ -1,5 +1,6 @@
 """Settings become the parts of a training: model, optimiser, views, loaders."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,8 +10,9 @@ from torch.optim import Optimizer
 
 from barlow import address
 from barlow.data import Loader, Preprocess, Source, open_held_out, open_source
+from barlow.data.decode import BrokenImage
 from barlow.encoders import create_encoder, spec_of
-from barlow.errors import UserError
+from barlow.errors import UserError, one_line
 from barlow.loss import BarlowTwinsLoss
 from barlow.model import BarlowTwins
 from barlow.muon import Muon
@@ -177,11 +179,19 @@ def draw(settings: Settings, out: Path, count: int = 8) -> Path:
 
     Returns:
         The file.
+
+    Raises:
+        UserError: if none of the images can be read.
     """
     images = open_source(settings.source, "train", in_chans=settings.channels, limit=settings.limit)
     rows = torch.linspace(0, len(images) - 1, min(count, len(images))).long().tolist()
     preprocess = Preprocess(settings.image_size, in_chans=settings.channels)
-    shown = [images[row] for row in rows]
+    shown = []
+    for row in rows:
+        with suppress(BrokenImage):
+            shown.append(images[row])
+    if not shown:
+        raise UserError(f"{images.name}: none of {len(rows)} images could be read")
     return draw_views(shown, build_views(settings, preprocess), out, address.key(settings.seed))
 
 
@@ -195,7 +205,7 @@ def _try(encoder: nn.Module, settings: Settings) -> None:
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
             f"encoder {settings.init or settings.encoder} does not take images of {size} pixels "
-            f"({' '.join(str(error).split())}): give another, such as "
+            f"({one_line(error)}): give another, such as "
             f"{max(32, round(size / 32) * 32)}"
         ) from error
     encoder.train()

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import torch
 
-from barlow.errors import UserError
+from barlow.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except UserError:
         raise
     except (*_UNREADABLE, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{path} cannot be read: {one_line(error, 200)}") from error
     if not isinstance(state, dict):
         raise UserError(f"{path} holds a {type(state).__name__}, not a checkpoint")
     return state

@@ -1,15 +1,16 @@
 """Encoders from timm, with a stem for small images."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from types import MethodType
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from barlow.errors import UserError
+from barlow.errors import UserError, one_line
 
 Stem = Literal["auto", "standard", "small", "padded", "strided"]
 
@@ -56,8 +57,22 @@ class EncoderSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "EncoderSpec":
-        """The inverse of `to_dict`."""
-        return cls(**values)
+        """The inverse of `to_dict`, for values that may be from anybody's file.
+
+        Raises:
+            UserError: for what another version wrote, and for what would send timm elsewhere.
+        """
+        import timm
+
+        try:
+            spec = cls(**values)
+        except TypeError as error:
+            raise UserError(f"no encoder of this version of barlow: {error}") from error
+        outside = inspect.signature(timm.create_model).parameters  # such as checkpoint_path
+        for argument in spec.model_args:
+            if argument in outside or argument.startswith("pretrained"):
+                raise UserError(f"{argument!r} is no argument of an architecture: not taken")
+        return spec
 
 
 def create_encoder(
@@ -96,7 +111,7 @@ def create_encoder(
 
     Raises:
         UserError: if timm has no such architecture, or the architecture no such argument or stem,
-            or not as many stages.
+            or not as many stages, or if timm's weights cannot be had.
 
     Example:
         >>> create_encoder("resnet18", image_size=32).num_features
@@ -118,6 +133,11 @@ def create_encoder(
         )
     except TypeError as error:
         raise UserError(f"encoder {name!r} does not take these arguments: {error}") from error
+    except Exception as error:
+        if not pretrained:
+            raise
+        # timm and the hub raise what they like without such weights, or a way to them
+        raise UserError(f"no supervised weights of {name!r}: {one_line(error, 200)}") from error
     has_resnet_stem = _has_resnet_stem(encoder)
     if stem not in ("auto", "standard") and not has_resnet_stem:
         raise UserError(f"encoder {name!r} has no 7x7 ResNet stem to change: leave --stem at auto")
@@ -213,7 +233,7 @@ def _represent_by_maps(encoder: nn.Module) -> None:
         raise UserError(f"encoder {spec.name!r} has {len(new)} stages: give --stages no more")
     encoder.kept_maps = new[-spec.stages :]  # type: ignore[assignment]
     encoder.plain_forward, encoder.plain_features = encoder.forward, encoder.num_features  # type: ignore[assignment]
-    encoder.forward = MethodType(_pooled_maps, encoder)
+    encoder.forward = partial(_pooled_maps, encoder)  # unlike a method, it can be pickled
     encoder.num_features = encoder(image).shape[1]
     encoder.train()
 

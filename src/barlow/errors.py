@@ -1,5 +1,8 @@
 """The exceptions that carry a message for a person."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """A mistake in what was asked for; the message names what was given and what to do.
@@ -13,3 +16,24 @@ class TrainingError(RuntimeError):
 
     The command line prints the message as one line and exits with status 1.
     """
+
+
+def one_line(error: object, at_most: int | None = None) -> str:
+    """What an exception says, on one line; its name if it says nothing.
+
+    Example:
+        >>> one_line(ValueError("no such  name, nor another"), at_most=12), one_line(EOFError())
+        ('no such name', 'EOFError')
+    """
+    return " ".join(str(error).split())[:at_most] or type(error).__name__
+
+
+@contextmanager
+def reading(
+    place: object, otherwise: str = "is damaged or made by another version of barlow"
+) -> Iterator[None]:
+    """Within it, what a file says is made use of; whatever cannot be is a UserError naming it."""
+    try:
+        yield
+    except Exception as error:  # a damaged file can end in any
+        raise UserError(f"{place} {otherwise}: {one_line(error)}") from error

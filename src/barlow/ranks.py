@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import Store, TCPStore, rendezvous  # type: ignore[attr-defined]
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from barlow.errors import TrainingError, UserError
+from barlow.errors import TrainingError, UserError, one_line
 from barlow.settings import Settings
 from barlow.signals import stop_on_signals
 
@@ -82,10 +82,9 @@ def create_fabric(settings: Settings | Devices) -> "Fabric":
             precision=_PRECISIONS[settings.precision],  # type: ignore[arg-type]
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
-        what = " ".join(str(error).split())
         raise UserError(
             f"cannot use accelerator {settings.accelerator!r} with {settings.devices} device(s): "
-            f"{what}"
+            f"{one_line(error)}"
         ) from error
     if launched_from_outside() and fabric.world_size < settings.devices:
         raise UserError(
@@ -148,10 +147,13 @@ def launch(fabric: "Fabric", task: Callable[["Fabric"], None]) -> None:
             stop_on_signals(pass_on=True) if children else nullcontext(),
         ):
             fabric.launch(task)
+    except (UserError, TrainingError):
+        raise
     except Exception as error:
         if told := _told_by_a_child(error):
             raise told from None
-        if isinstance(error, dist.DistError | ProcessExitedException) or "gloo" in str(error):
+        by_gloo = isinstance(error, RuntimeError) and "third_party/gloo/" in str(error)
+        if isinstance(error, dist.DistError | ProcessExitedException) or by_gloo:
             raise TrainingError(
                 "another process, or the way to it, is gone: run the same command again to go on"
             ) from error
@@ -181,7 +183,8 @@ def _port() -> Iterator[None]:
 
 def _told_by_a_child(error: Exception) -> Exception | None:
     """The one-line error in the traceback that a spawned process left behind, if it is ours."""
-    for kind in (UserError, TrainingError):
+    kinds: list[type[Exception]] = [UserError, *UserError.__subclasses__(), TrainingError]
+    for kind in kinds:
         name = re.escape(f"{kind.__module__}.{kind.__name__}")
         if found := re.search(rf"^{name}: (.*)$", str(error), re.MULTILINE):
             return kind(found[1])

@@ -17,7 +17,7 @@ from torch import nn
 
 from barlow import lock
 from barlow.checkpoint import UNFINISHED, write_text
-from barlow.errors import UserError
+from barlow.errors import UserError, reading
 from barlow.settings import Settings
 
 METRICS = [
@@ -42,6 +42,8 @@ METRICS = [
     "rankme_embedding",
     "mean_abs_off_diagonal",
 ]
+
+_ALWAYS = set(METRICS[:8])  # in every row
 
 # What may differ between a run and its continuation: it changes where and how often, not what.
 _FREE = {
@@ -118,9 +120,14 @@ class Run:
         return self.path / "checkpoints" / f"epoch-{epoch:04d}.ckpt"
 
     def settings(self) -> Settings:
-        """The settings the run was made with."""
-        values = yaml.safe_load(self.config_file.read_text())
-        return Settings(**{k: v for k, v in values.items() if not k.startswith("_")})
+        """The settings the run was made with.
+
+        Raises:
+            UserError: if the file is damaged, or has a setting that this version does not know.
+        """
+        with reading(self.config_file):
+            values = yaml.safe_load(self.config_file.read_bytes())
+            return Settings(**{k: v for k, v in values.items() if not k.startswith("_")})
 
     def encoder(self) -> nn.Module:
         """The encoder, with the preprocessing it was trained with."""
@@ -132,8 +139,12 @@ class Run:
         """The rows of `metrics.csv`; a row has only the columns that were measured at its step."""
         if not self.metrics_file.exists():
             return []
-        with open(self.metrics_file, newline="") as file:
-            return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+        with reading(self.metrics_file), open(self.metrics_file, newline="") as file:
+            rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+            for row in rows:
+                if missing := _ALWAYS - row.keys():
+                    raise ValueError(f"a row has no {min(missing)}")
+            return rows
 
     def add_metrics(self, rows: Iterable[Mapping[str, float]]) -> None:
         """Append rows to `metrics.csv`, all or none of them.
@@ -166,14 +177,19 @@ class Run:
         """What `add_start` noted, the first start first."""
         if not self.starts_file.exists():
             return []
-        return [json.loads(line) for line in self.starts_file.read_text().splitlines()]
+        with reading(self.starts_file):
+            return [{**json.loads(line)} for line in self.starts_file.read_text().splitlines()]
+
+    def skipped(self) -> dict[str, str]:
+        """The images that could not be read, each with the reason."""
+        if not self.skipped_file.exists():
+            return {}
+        with reading(self.skipped_file), open(self.skipped_file, newline="") as file:
+            return {row["id"]: row["reason"] for row in csv.DictReader(file)}
 
     def add_skipped(self, skipped: Iterable[tuple[str, str]]) -> int:
         """List images that could not be read, each once; returns how many are new."""
-        known: dict[str, str] = {}
-        if self.skipped_file.exists():
-            with open(self.skipped_file, newline="") as file:
-                known = {row["id"]: row["reason"] for row in csv.DictReader(file)}
+        known = self.skipped()
         every = dict(skipped) | known
         if len(every) > len(known):
             text = io.StringIO()

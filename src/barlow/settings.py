@@ -1,20 +1,28 @@
 """Every setting of a pretraining: one typed field each, with its default and where that is from."""
 
 import dataclasses
+import inspect
 from collections.abc import Container
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from barlow.errors import UserError
+from barlow.errors import UserError, one_line
 
 TRACKERS = ("wandb", "tensorboard", "trackio", "mlflow")
 
 # Of weights, and of biases and norms. LARS: Zbontar et al. 2021, which SGD shares.
 _RATES = {"lars": (0.2, 0.0048), "sgd": (0.2, 0.0048), "adamw": (2e-3, 2e-3), "muon": (0.04, 0.02)}
+
+_COUNTS = (
+    *("image_size", "eval_size", "channels", "pool", "stages", "validation_limit", "limit"),
+    *("epochs", "accumulate", "devices", "save_every", "eval_every", "log_every"),
+)
 
 
 @dataclass(frozen=True)
@@ -140,6 +148,12 @@ class Settings:
                 value = list(value)
             elif isinstance(value, Path):
                 value = str(value)
+            elif isinstance(value, str) and float in (kind, *get_args(kind)):
+                with suppress(ValueError):
+                    value = float(value)  # YAML has 1e-3 for a text
+            if not _is_a(value, kind):
+                told = inspect.formatannotation(kind).replace("typing.", "").removesuffix(" | None")
+                raise UserError(f"{name} is {value!r}: give a value of type {told}")
             object.__setattr__(self, name, value)
         self._check()
 
@@ -184,27 +198,18 @@ class Settings:
         def refuse(what: str) -> None:
             raise UserError(what)
 
-        for name in (
-            "image_size",
-            "channels",
-            "pool",
-            "stages",
-            "epochs",
-            "accumulate",
-            "devices",
-            "save_every",
-        ):
-            if getattr(self, name) < 1:
-                refuse(f"{name} is {getattr(self, name)}: give 1 or more")
-        if self.minutes is not None and self.minutes <= 0:
-            refuse(f"minutes is {self.minutes}: give more than 0")
-        for name in ("eval_every", "eval_size", "log_every", "validation_limit"):
+        for name in _COUNTS:
             if (value := getattr(self, name)) is not None and value < 1:
-                refuse(f"{name} is {getattr(self, name)}: give 1 or more")
-        if self.limit is not None and self.limit < 1:
-            refuse(f"limit is {self.limit}: give 1 or more images")
+                refuse(f"{name} is {value}: give 1 or more")
+        for name in ("lr", "lr_bias_norm", "weight_decay", "warmup_epochs", "workers"):
+            if (value := getattr(self, name)) is not None and not value >= 0:
+                refuse(f"{name} is {value}: it must not be negative")
+        if self.minutes is not None and not self.minutes > 0:
+            refuse(f"minutes is {self.minutes}: give more than 0")
         if not 0 <= self.max_broken <= 1:
             refuse(f"max_broken is {self.max_broken}: give a share between 0 and 1")
+        if not 0 <= self.momentum < 1:
+            refuse(f"momentum is {self.momentum}: give 0 or more, and less than 1")
         if self.batch_size < 2:
             refuse(
                 f"batch_size is {self.batch_size}: Barlow Twins correlates over the batch and "
@@ -223,14 +228,12 @@ class Settings:
         for name in self.track:
             if name not in TRACKERS:
                 refuse(f"track is {name!r}: give {', '.join(TRACKERS)}, or several with commas")
-        for name in ("lr", "lr_bias_norm", "weight_decay", "warmup_epochs", "workers"):
-            if (value := getattr(self, name)) is not None and value < 0:
-                refuse(f"{name} is {value}: it must not be negative")
 
 
 def recipe_names() -> list[str]:
     """Names of the recipes that ship with the package."""
-    return sorted(p.name.removesuffix(".yaml") for p in _recipes().iterdir() if _is_yaml(p.name))
+    names = (file.name for file in _recipes().iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
 def load_recipe(recipe: str | Path) -> dict[str, Any]:
@@ -247,9 +250,9 @@ def load_recipe(recipe: str | Path) -> dict[str, Any]:
     """
     path = Path(recipe)
     if str(recipe) in recipe_names():
-        text = (_recipes() / f"{recipe}.yaml").read_text()
+        text = (_recipes() / f"{recipe}.yaml").read_bytes()
     elif path.is_file():
-        text = path.read_text()
+        text = path.read_bytes()
     else:
         raise UserError(
             f"no recipe {str(recipe)!r}: use {', '.join(recipe_names())}, or a YAML file's path"
@@ -257,8 +260,7 @@ def load_recipe(recipe: str | Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
-        raise UserError(f"recipe {str(recipe)!r} is not valid YAML: {where}") from error
+        raise UserError(f"recipe {str(recipe)!r} is not valid YAML: {one_line(error)}") from error
     if not isinstance(values, dict):
         raise UserError(f"recipe {str(recipe)!r} must be a YAML mapping of settings to values")
     check_names(values, recipe)
@@ -286,9 +288,16 @@ def check_names(values: dict[str, Any], recipe: str | Path | None = None) -> Non
             raise UserError(f"unknown setting {name!r}{place}{hint}")
 
 
+def _is_a(value: object, kind: Any) -> bool:
+    if isinstance(kind, UnionType):
+        return any(_is_a(value, one) for one in get_args(kind))
+    origin = get_origin(kind)
+    if origin is Literal:
+        return value in get_args(kind)
+    if origin is list:
+        return isinstance(value, list) and all(_is_a(one, get_args(kind)[0]) for one in value)
+    return isinstance(value, int | float if kind is float else origin or kind)
+
+
 def _recipes() -> Any:
     return files("barlow") / "recipes"
-
-
-def _is_yaml(name: str) -> bool:
-    return name.endswith(".yaml")

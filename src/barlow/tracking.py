@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from barlow.checkpoint import load_last, write_text
-from barlow.errors import UserError
+from barlow.errors import UserError, one_line
 from barlow.progress import Reporter
 from barlow.run import Run
 from barlow.settings import Settings
@@ -66,7 +66,7 @@ class Tracked(Reporter):
         try:
             write_text(_file(self._run), json.dumps(kept) + "\n")
         except OSError as error:
-            log.warning("a resumption will begin new runs in the trackers: %s", _one_line(error))
+            log.warning("a resumption will begin new runs in the trackers: %s", one_line(error))
         if not done:
             self._show("views", self._views)
 
@@ -134,7 +134,7 @@ class Tracked(Reporter):
         try:
             pictures = draw()
         except Exception as error:
-            log.warning("no picture of the %s for the trackers: %s", what, _one_line(error))
+            log.warning("no picture of the %s for the trackers: %s", what, one_line(error))
             return
         for name, picture in pictures.items():
             self._each(methodcaller("image", name, picture, self._step))
@@ -150,7 +150,7 @@ class Tracked(Reporter):
                 act(*arguments)
         except Exception as error:
             self._trackers.pop(name, None)
-            log.warning("%s failed and is left out from now on: %s", name, _one_line(error))
+            log.warning("%s failed and is left out from now on: %s", name, one_line(error))
 
 
 def _last_step(run: Run) -> float:
@@ -174,11 +174,6 @@ def _file(run: Run) -> Path:
 
 def _kept(run: Run) -> dict[str, str]:
     try:
-        kept: dict[str, str] = json.loads(_file(run).read_text())
-        return kept
-    except (OSError, ValueError):
+        return dict(json.loads(_file(run).read_text()))
+    except (OSError, TypeError, ValueError):
         return {}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from barlow.data import Loader, Preprocess, Source, eval_batches
-from barlow.evaluation.knn import nearest, vote
+from barlow.evaluation.knn import nearest, weights
 from barlow.evaluation.spectrum import effective_rank, mean_off_diagonal, rankme
 from barlow.metrics import Means
 from barlow.model import BarlowTwins
@@ -26,6 +26,7 @@ HEALTH = (
     "mean_abs_off_diagonal",
 )
 _EMBEDDINGS = 1024, 2048  # images and features of the embedding looked at, at most
+_VOTES = 512  # images whose votes for every class are held at a time
 _COLLAPSED = 2.0  # of effective rank
 
 
@@ -129,9 +130,13 @@ def _leave_one_out(y: Tensor, labels: Tensor, k: int = 20, temperature: float = 
     itself = rows == torch.arange(len(y)).unsqueeze(1)
     similarity, order = similarity.masked_fill(itself, -torch.inf).sort(1, descending=True)
     classes = torch.unique(labels, return_inverse=True)[1]
-    neighbours = nn.functional.one_hot(classes)[rows.gather(1, order)].float()  # (N, K, C)
-    scores = vote(similarity, neighbours, temperature, min(k, len(y) - 1))
-    return float((scores.argmax(1) == classes).float().mean())
+    number, k = int(classes.max()) + 1, min(k, len(y) - 1)
+    votes, of_class = weights(similarity[:, :k], temperature), classes[rows.gather(1, order[:, :k])]
+    found = []
+    for share, c in zip(torch.split(votes, _VOTES), torch.split(of_class, _VOTES), strict=True):
+        scores = torch.zeros(len(share), number).scatter_add_(1, c, share)  # (n, C)
+        found.append(scores.argmax(1))
+    return float((torch.cat(found) == classes).float().mean())
 
 
 def _outputs(

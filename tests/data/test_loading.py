@@ -1,5 +1,6 @@
 """Two views of every image, the same ones whoever reads them and wherever one begins."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -142,8 +143,14 @@ def test_a_folder_of_nothing_but_broken_images_ends(folder, workers: int) -> Non
     root = folder([f"{i:02}.png" for i in range(12)])
     break_some(root, [f"{i:02}.png" for i in range(12)])
     source = open_source(str(root), max_broken=1)
-    with pytest.raises(UserError, match="12 images in a row are broken"):
+    with pytest.raises(UserError) as caught:
         pairs(Loader(source, TwoViews(16), 4, seed=0, workers=workers, memory_budget=0))
+    name, reason = re.fullmatch(
+        rf"{root}: 12 images in a row are broken, the last is (\d\d.png) \((.*)\)",
+        str(caught.value),
+    ).groups()
+    assert int(name[:2]) < 12
+    assert "\n" not in reason
 
 
 def test_a_source_smaller_than_a_batch_names_both_sizes() -> None:

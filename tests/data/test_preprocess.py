@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import create_transform
+from torch.nn import functional as F
 
 from barlow.data import Preprocess, eval_batches, open_source
 
@@ -67,6 +68,40 @@ def test_images_of_many_sizes_become_one_batch() -> None:
     assert batch.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(batch, torch.stack([preprocess(image) for image in images]))
     assert torch.equal(batch[:5], batch[5:]), "how an image lies in memory changes no pixel"
+
+
+@pytest.mark.parametrize(
+    "short_long", [(1, 999), (2, 5_001), (3, 4_000), (7, 2_003), (10, 331), (17, 901), (31, 999)]
+)
+@pytest.mark.parametrize("size", [32, 45])
+@pytest.mark.parametrize("axis", [1, 2])
+def test_a_strip_is_cut_before_it_is_resized(
+    short_long: tuple[int, int], size: int, axis: int
+) -> None:
+    shape = short_long if axis == 2 else short_long[::-1]
+    image = torch.randint(0, 256, (3, *shape), dtype=torch.uint8)
+    preprocess = Preprocess(size)
+    sides = preprocess._sides(image[None])
+    whole = F.interpolate(image[None], sides, mode="bilinear", antialias=True)
+    top, left = ((side - size) // 2 for side in sides)
+    expected = whole[:, :, top : top + size, left : left + size]
+    assert (preprocess.square(image).int() - expected.int()).abs().max() <= 1
+
+
+def test_a_strip_takes_no_more_memory_than_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    resize = F.interpolate
+
+    def noted(batch: torch.Tensor, sides: list[int], **how: object) -> torch.Tensor:
+        sizes.append(sides)
+        return resize(batch, sides, **how)
+
+    monkeypatch.setattr(F, "interpolate", noted)
+    image = torch.randint(0, 256, (3, 2, 50_000), dtype=torch.uint8)
+    assert Preprocess(224).square(image).shape == (1, 3, 224, 224)
+    assert Preprocess(224).square(image[:, :, :64]).shape == (1, 3, 224, 224)
+    assert sizes[0][1] <= 32 * 224
+    assert sizes[1] == [224, 32 * 224], "an ordinary image is resized whole"
 
 
 def test_its_dictionary_makes_it_again_and_its_state_is_empty() -> None:

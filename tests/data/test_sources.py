@@ -209,8 +209,16 @@ def test_metadata_names_images_labels_and_splits(folder: Make, kind: str) -> Non
             file.writelines(json.dumps(row) + "\n" for row in rows)
     train = open_source(str(root), "train")
     assert list(train.ids) == ["2.png", "1.png"]
-    assert train.labels.tolist() == [10, 2]
-    assert open_held_out(str(root)).labels.tolist() == [2]
+    assert train.classes == ["2", "10"]
+    assert train.labels.tolist() == [1, 0]
+    assert open_held_out(str(root)).classes == ["2"]
+
+
+def test_a_split_may_be_called_by_a_number(folder: Make) -> None:
+    root = folder(["1.png", "2.png"])
+    rows = [{"file_name": "1.png", "split": 1}, {"file_name": "2.png", "split": 2}]
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert list(open_source(f"{root}::2").ids) == ["2.png"]
 
 
 def test_metadata_may_stand_in_every_split(folder: Make) -> None:
@@ -253,6 +261,12 @@ def test_torchvisions_data_sets_come_from_the_data_root(
         ("{tmp}/texts/a.md", "a file of no known kind: expected .parquet, .tar, .txt"),
         ("{tmp}/list.txt", "paths are relative to the list"),
         ("{tmp}/void.txt", "lists no images"),
+        ("{tmp}/comments.txt", "lists no images"),
+        ("{tmp}/latin.txt", "latin.txt is not UTF-8 .*byte 3.: save it as UTF-8"),
+        ("{tmp}/latin", "metadata.csv is not UTF-8 .*byte 13.: save it as UTF-8"),
+        ("{tmp}/array", r"metadata.jsonl, line 2 is '\[1\]': expected a JSON object on one line"),
+        ("{tmp}/cut", 'metadata.jsonl, line 1 is \'{"file_name": "a\': expected a JSON object'),
+        ("{tmp}/wide", r"cannot read .*metadata.csv as CSV \(field larger.*: expected headings"),
         ("{tmp}/broken.parquet", "cannot read .*broken.parquet as Parquet"),
         ("mnist5k::dev", "mnist5k has no split 'dev'; found: train, test"),
         ("{tmp}/photos::train", "has no split 'train'; it has no splits"),
@@ -267,6 +281,16 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path, source: str, message: str
         (tmp_path / "texts" / f"{name}.md").write_text("text")
     (tmp_path / "list.txt").write_text("nowhere/a.png\n")
     (tmp_path / "void.txt").write_text("\n")
+    (tmp_path / "comments.txt").write_text("# a.png\n\n# b.png\n")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9.png\n")
+    for folder, name, content in (
+        ("latin", "metadata.csv", b"file_name\ncaf\xe9.png\n"),
+        ("array", "metadata.jsonl", b'{"file_name": "a.png"}\n[1]\n'),
+        ("cut", "metadata.jsonl", b'{"file_name": "a'),
+        ("wide", "metadata.csv", b"file_name\n" + b"a" * 200_000),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_bytes(content)
     (tmp_path / "broken.parquet").write_text("no parquet")
     with pytest.raises(UserError, match=message) as caught:
         open_source(source.format(tmp=tmp_path))

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from barlow.cli import main
 from barlow.embeddings import read_embeddings
 from barlow.embeddings.search import search
-from barlow.embeddings.sheet import Card, write_sheet
+from barlow.embeddings.sheet import Card, Listing, write_sheet
 from barlow.embeddings.table import Rows, write_table
 from barlow.errors import UserError
 
@@ -222,6 +223,13 @@ def test_a_page_survives_any_name_and_holds_to_the_theme(tmp_path):
     assert "<script" not in text
     assert Images(page).images[0][0] == name
     assert re.search(r"prefers-color-scheme: dark", text)
+
+
+def test_names_with_brackets_are_shown_as_they_are():
+    written = io.StringIO()
+    name = "/data/[raw]/[/x]:cat:.jpg"
+    Console(file=written, width=200).print(Listing(["image"], [[name]], f"page: {name}").table())
+    assert written.getvalue().count(name) == 2
 
 
 @pytest.mark.parametrize(

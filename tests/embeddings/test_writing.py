@@ -10,6 +10,8 @@ import torch
 import barlow
 from barlow.data import open_source
 from barlow.embeddings import parts, read_embeddings, writing
+from barlow.embeddings.images import thumbnails
+from barlow.embeddings.search import search_and_show
 from barlow.embeddings.table import open_table
 from barlow.embeddings.writing import write_embeddings
 from barlow.errors import UserError
@@ -83,6 +85,40 @@ def test_images_that_cannot_be_read_are_left_out_and_listed(write, photos):
     assert listed[0] == "id,reason"
     assert listed[1] == "cat/0003.png,not an image"
     assert len(listed) == 11
+
+
+@pytest.fixture
+def odd_names(photos):
+    """40 photos of which the second has a name that is no UTF-8, and the third, broken, too."""
+    folder = photos(40)
+    for number, name in ((1, b"0001\xff.png"), (2, b"0002\xfe.png")):
+        cat = os.path.join(os.fsencode(folder), b"cat")
+        os.rename(os.path.join(cat, b"%04d.png" % number), os.path.join(cat, name))
+    with open(os.path.join(cat, b"0002\xfe.png"), "wb") as file:
+        file.write(b"no image")
+    return folder
+
+
+def test_images_whose_names_are_no_text_are_embedded_as_any(odd_names, encoder_folder):
+    found = barlow.embed(encoder_folder, str(odd_names))
+    assert len(found.ids) == 39
+    assert found.ids[1].startswith("cat/0001")
+    "".join(found.ids).encode()
+
+
+def test_images_whose_names_are_no_text_are_written_and_seen(odd_names, write, encoder_folder):
+    file, lines = write(odd_names)
+    table = open_table(file)
+    assert lines[1].startswith("1 images cannot be read")
+    assert "cat/0002" in (file.parent / "e.skipped.csv").read_text()
+    columns = table.columns([0, 1])
+    assert columns["path"] == [str(odd_names / "cat" / "0000.png"), None]
+    assert set(thumbnails(table, [0, 1])) == {0, 1}
+    query = os.fsdecode(os.path.join(os.fsencode(odd_names), b"cat", b"0001\xff.png"))
+    page = file.with_suffix(".html")
+    found = search_and_show(str(encoder_folder), [query], str(file), 1, str(page))
+    assert found.lines[0][0].endswith(r"0001\xff.png")
+    assert columns["id"][1] in page.read_text()
 
 
 def test_too_many_images_that_cannot_be_read_stop_it(write, photos):

@@ -1,9 +1,21 @@
+import io
+import json
+import statistics
+
 import pytest
 import torch
+from rich.console import Console
+from scipy import stats
 
 import barlow
 from barlow.errors import UserError
-from barlow.evaluation.compare import Difference, compare, mcnemar, paired_interval
+from barlow.evaluation.compare import (
+    Comparison,
+    Difference,
+    compare,
+    mcnemar,
+    paired_interval,
+)
 from barlow.evaluation.result import Result, Row, pack
 
 
@@ -34,10 +46,10 @@ def test_the_interval_covers_the_true_difference_in_95_of_100():
     assert 360 <= covered <= 396  # 380 ± 4.4
 
 
-def _result(right, loss=1.0, name="digits", spread=None):
+def _result(right, loss=1.0, name="digits"):
     right = torch.tensor(right)
     values = {"train_top1": 1.0, "val_loss": loss, "val_top1": float(right.float().mean())}
-    row = Row("with pretraining", values, spread=spread or {}, correct=pack(right))
+    row = Row("with pretraining", values, correct=[pack(right)])
     test = {"name": name, "images": len(right), "fingerprint": name}
     return Result("linear", (row,), {"encoder": "x", "seed": 0}, {"train": test, "test": test})
 
@@ -66,21 +78,137 @@ def test_fifteen_images_won_and_ten_lost_are_no_difference(tmp_path):
 @pytest.mark.parametrize(
     ("difference", "verdict"),
     [
-        (Difference("finetune", "x", "val_top1", 0.8, 0.9, p=0.001, spread=0.02), "B"),
-        (Difference("finetune", "x", "val_top1", 0.8, 0.9, p=0.001, spread=0.06), "no difference"),
-        (Difference("finetune", "x", "val_loss", 0.8, 0.9, spread=0.02), "A"),
+        (Difference("finetune", "x", "val_top1", 0.8, 0.9, 0.02, 0.18, p_seeds=0.02), "B"),
+        (Difference("finetune", "x", "val_top1", 0.8, 0.9, 0.02, 0.18), "B"),
+        (
+            Difference("finetune", "x", "val_top1", 0.8, 0.9, -0.02, 0.22, p_seeds=0.02),
+            "no difference",
+        ),
+        (
+            Difference("finetune", "x", "val_top1", 0.8, 0.9, 0.02, 0.18, p_seeds=0.06),
+            "no difference",
+        ),
+        (Difference("finetune", "x", "val_loss", 0.8, 0.9, p_seeds=0.02), "A"),
         (Difference("health", "x", "rankme", 10.0, 12.0), ""),
     ],
 )
-def test_a_difference_within_the_seeds_spread_is_none(difference, verdict):
+def test_a_difference_that_images_or_seeds_explain_is_none(difference, verdict):
     assert difference.verdict == verdict
+
+
+def _finetuned(accuracies, seed=0):
+    """A fine-tuning whose seeds have these shares of 1,000 test images right, loss half of each."""
+    random = torch.Generator().manual_seed(seed)
+    right = [torch.rand(1000, generator=random) < accuracy for accuracy in accuracies]
+    top1 = [float(r.float().mean()) for r in right]
+    by_seed = {"val_loss": [value / 2 for value in top1], "val_top1": top1}
+    row = Row(
+        "with pretraining",
+        {name: statistics.fmean(each) for name, each in by_seed.items()},
+        {name: statistics.stdev(each) for name, each in by_seed.items()},
+        by_seed,
+        {"seeds": len(right)},
+        [pack(r) for r in right],
+    )
+    test = {"name": "digits", "images": 1000, "fingerprint": "digits"}
+    return Result("finetune", (row,), data={"train": test, "test": test})
+
+
+def _differences(tmp_path, a, b):
+    for name, result in (("a", a), ("b", b)):
+        result.save(tmp_path / f"{name}.json")
+    return compare(str(tmp_path / "a.json"), str(tmp_path / "b.json")).differences
+
+
+def test_of_several_seeds_interval_and_p_are_those_of_the_mean_difference(tmp_path):
+    # The first seed alone would say the opposite.
+    a, b = _finetuned([0.80, 0.60, 0.61]), _finetuned([0.75, 0.80, 0.82], seed=1)
+    loss, top1 = _differences(tmp_path, a, b)
+    assert (top1.low + top1.high) / 2 == pytest.approx(top1.b - top1.a)
+    assert 0.02 < top1.high - top1.low < 0.09
+    assert top1.p is None
+    pairs = [r.rows[0].by_seed["val_top1"] for r in (a, b)]
+    assert top1.p_seeds == pytest.approx(stats.ttest_rel(*pairs).pvalue)
+    assert loss.p_seeds == pytest.approx(top1.p_seeds)
+    assert top1.verdict == "no difference", "two seeds up, one down"
+    assert "p over seeds" in str(Comparison("a", "b", (top1,)))
+
+
+def test_seeds_that_move_both_alike_do_not_hide_a_difference(tmp_path):
+    _, top1 = _differences(
+        tmp_path, _finetuned([0.6, 0.7, 0.8]), _finetuned([0.65, 0.75, 0.85], seed=1)
+    )
+    assert top1.p_seeds < 0.05
+    assert top1.verdict == "B"
+
+
+def test_other_numbers_of_seeds_compare_by_welchs_test(tmp_path):
+    a, b = _finetuned([0.6, 0.7, 0.8]), _finetuned([0.65, 0.75], seed=1)
+    _, top1 = _differences(tmp_path, a, b)
+    seeds = [r.rows[0].by_seed["val_top1"] for r in (a, b)]
+    assert top1.p_seeds == pytest.approx(stats.ttest_ind(*seeds, equal_var=False).pvalue)
+    assert top1.low < top1.b - top1.a < top1.high
+
+
+def test_results_from_before_the_numbers_of_each_seed_were_kept_are_read(tmp_path):
+    seeds = []
+    for name, accuracies in (("a", [0.6, 0.62, 0.64]), ("b", [0.8, 0.82, 0.84])):
+        content = json.loads(_finetuned(accuracies).to_json())
+        (row,) = content["rows"]
+        seeds.append(row.pop("by_seed")["val_top1"])
+        row["correct"] = row["correct"][0]
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    _, top1 = compare(str(tmp_path / "a.json"), str(tmp_path / "b.json")).differences
+    assert (top1.low, top1.p) == (None, None), "the bits are those of the first seed alone"
+    assert top1.p_seeds == pytest.approx(stats.ttest_ind(*seeds, equal_var=False).pvalue)
+    assert top1.verdict == "B"
+    content["rows"] = [{"name": "x", "values": {"val_top1": 1.0}, "correct": None}]
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    assert Result.load(tmp_path / "b.json").rows[0].correct == []
 
 
 def test_results_on_other_images_are_refused(tmp_path):
     _result([True, False]).save(tmp_path / "a.json")
     _result([True, False, True], name="letters").save(tmp_path / "b.json")
-    with pytest.raises(UserError, match=r"test images differ .2 of digits, 3 of letters"):
+    with pytest.raises(UserError, match=r"the images differ .2 of digits, 3 of letters"):
         compare(str(tmp_path / "a.json"), str(tmp_path / "b.json"))
+
+
+def _health(name, fingerprint):
+    data = {"train": {"name": name, "images": 9, "fingerprint": fingerprint}}
+    return Result("health", (Row("with pretraining", {"RankMe": 3.0}),), data=data)
+
+
+def _transfer(name, fingerprint):
+    data = {
+        source: {"test": {"name": source, "images": 9, "fingerprint": f}}
+        for source, f in (("digits", "digits"), (name, fingerprint))
+    }
+    return Result("transfer", (Row("mean, with pretraining", {"val_top1": 0.5}),), data=data)
+
+
+@pytest.mark.parametrize("made", [_health, _transfer])
+def test_without_a_test_of_their_own_results_are_of_the_same_images_too(tmp_path, made):
+    a = made("photos", "one")
+    assert _differences(tmp_path, a, made("/elsewhere/photos", "one"))
+    with pytest.raises(UserError, match=r"the images differ .*9 of photos.*evaluate both on the"):
+        _differences(tmp_path, a, made("photos", "two"))
+
+
+def test_names_with_brackets_are_shown_as_they_are(tmp_path):
+    _result([True, False], name="[raw]/[/x]").save(tmp_path / "[raw].json")
+    a = str(tmp_path / "[raw].json")
+    found, result = compare(a, a), Result.load(a)
+    written = io.StringIO()
+    for table in (found.table(), result.table()):
+        Console(file=written, width=400).print(table)
+    assert f"A: {a}" in written.getvalue()
+    assert "2 test images of [raw]/[/x]" in written.getvalue()
+
+
+def test_sources_may_be_called_train_and_test():
+    data = {name: {"test": {"images": 9, "name": name}} for name in ("train", "test")}
+    assert Result("transfer", (Row("mean", {"val_top1": 0.5}),), data=data).caption() == ""
 
 
 def test_runs_evaluated_in_other_ways_are_refused(tmp_path):

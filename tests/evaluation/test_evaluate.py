@@ -93,7 +93,7 @@ def test_a_source_without_labels_is_refused(encoder, folders):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"labels_per_class": 401}, "class '0' of mnist5k has 50: ask for fewer"),
+        ({"labels_per_class": 401}, "class '0' of mnist5k has only 50: ask for 50"),
         ({"labels_per_class": 1, "label_fraction": 0.1}, "both given"),
         ({"label_fraction": 2.0}, "at most 1"),
         ({"protocol": "magic"}, "no protocol 'magic': there are linear, knn, finetune, health"),

@@ -1,13 +1,16 @@
 import copy
+import os
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from barlow.data import Preprocess, Source, open_source
 from barlow.data.source import Table
+from barlow.encoders import create_encoder
 from barlow.errors import UserError
-from barlow.evaluation import features
+from barlow.evaluation import features, kept
 from barlow.evaluation.features import extract, features_of
 
 
@@ -62,6 +65,25 @@ def test_other_weights_images_or_preprocessing_are_other_features(encoder, sourc
     assert len(list(tmp_path.iterdir())) == 4
 
 
+def _of_maps(pool):
+    torch.manual_seed(0)
+    small = {"channels": [8, 16, 24, 32], "layers": [1, 1, 1, 1]}
+    encoder = create_encoder("resnet18", 28, in_chans=1, pool=pool, **small)
+    encoder.preprocess = Preprocess(28, mean=[0.1], std=[0.3], in_chans=1)
+    return encoder.eval()
+
+
+def test_the_same_weights_read_otherwise_are_other_features(source, tmp_path):
+    widths = [features_of(_of_maps(pool), source, cache=tmp_path)[0].shape[1] for pool in (1, 2)]
+    assert widths == [32, 128]
+
+
+def test_an_encoder_of_maps_goes_to_other_processes(source):
+    two, _ = features_of(_of_maps(2), source, devices=2)
+    one, _ = features_of(_of_maps(2), source)
+    torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-4)
+
+
 def test_a_damaged_cache_is_made_again(encoder, source, tmp_path):
     x, _ = features_of(encoder, source, cache=tmp_path)
     (file,) = tmp_path.iterdir()
@@ -70,8 +92,23 @@ def test_a_damaged_cache_is_made_again(encoder, source, tmp_path):
     assert torch.equal(x, again)
 
 
+def test_files_that_are_missing_are_left_out_and_any_name_is_a_name(encoder, tmp_path):
+    (tmp_path / "dangling.png").symlink_to("nowhere.png")
+    files = [os.path.join(os.fsencode(tmp_path), name) for name in (b"a.png", b"\xff.png")]
+    for file in files:
+        with open(file, "wb") as binary:
+            Image.new("L", (28, 28)).save(binary, "PNG")
+    paths = [str(tmp_path / "none.png"), *map(os.fsdecode, files), str(tmp_path / "dangling.png")]
+    source = Source("list", Table(paths, ["0", "1", "2", "3"]), 1, max_broken=0.5)
+    _, rows = features_of(encoder, source, cache=tmp_path / "cache")
+    assert rows.tolist() == [1, 2]
+    before = kept.content_of(source)
+    (tmp_path / "nowhere.png").write_bytes((tmp_path / "a.png").read_bytes())
+    assert kept.content_of(source) != before, "an image that is there again is another"
+
+
 def test_the_cache_stays_bounded(encoder, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "_CACHE_BYTES", 6_000)
+    monkeypatch.setattr(kept, "_BYTES", 6_000)
     for limit in (10, 20, 30, 40):
         part = open_source("mnist5k", "test", in_chans=1, limit=limit)
         features_of(encoder, part, cache=tmp_path)

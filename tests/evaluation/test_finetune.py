@@ -33,6 +33,9 @@ def test_the_table_has_mean_and_spread_without_and_with_pretraining(tuned):
         assert row.chosen == {"rate": 1e-3, "seeds": 2}
         assert set(row.spread) == set(row.values)
         assert row.spread["val_top1"] > 0
+        of_seeds = [float(unpack(bits, 300).float().mean()) for bits in row.correct]
+        assert of_seeds == pytest.approx(row.by_seed["val_top1"])
+        assert sum(of_seeds) / 2 == pytest.approx(row.values["val_top1"])
     assert " ± " in str(result)
     assert result.data["train"]["images"] == 80
 
@@ -50,7 +53,7 @@ def test_the_saved_classifier_is_the_one_that_was_measured(tuned):
         scores = torch.cat(
             [classifier(x) for x, _ in eval_batches(digits, classifier.encoder.preprocess, 64)]
         )
-    correct = unpack(result["with pretraining"].correct, 300)
+    correct = unpack(result["with pretraining"].correct[0], 300)
     # The stem is stored for timm and computed back, so a tie may fall the other way.
     assert ((scores.argmax(1) == digits.labels) == correct).float().mean() > 0.99
 

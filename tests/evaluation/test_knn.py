@@ -3,10 +3,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from barlow.errors import UserError
 from barlow.evaluation import knn
-from barlow.evaluation.knn import knn_scores, nearest
+from barlow.evaluation.knn import knn_scores, nearest, vote
 
 
 def test_votes_agree_with_lightly(digits):
@@ -79,3 +80,35 @@ def test_a_small_temperature_does_not_overflow():
 def test_no_neighbours_are_refused():
     with pytest.raises(UserError, match="no labelled training image"):
         knn_scores(torch.eye(2), torch.empty(0, 2), torch.empty(0, 2))
+
+
+class Largest(TorchDispatchMode):
+    """The elements of the largest tensor that is computed."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for value in found if isinstance(found, tuple | list) else [found]:
+            if isinstance(value, torch.Tensor):
+                self.elements = max(self.elements, value.numel())
+        return found
+
+
+def test_a_vote_among_many_classes_counts_as_any_and_stays_small():
+    from barlow.validation import health
+
+    random = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 1000, (1200,), generator=random)
+    y = torch.randn(1200, 16, generator=random) + torch.randn(1000, 16, generator=random)[labels]
+    similarity, rows = nearest(y, y, 21)
+    itself = rows == torch.arange(1200)[:, None]
+    similarity, order = similarity.masked_fill(itself, -torch.inf).sort(1, descending=True)
+    classes = labels.unique(return_inverse=True)[1]
+    one_hot = F.one_hot(classes[rows.gather(1, order)]).float()
+    expected = (vote(similarity, one_hot, 0.07, 20).argmax(1) == classes).float().mean()
+    with Largest() as largest:
+        found = health(y, y, labels)["knn_top1"]
+    assert 0.1 < found < 0.9
+    assert found == float(expected)
+    assert largest.elements <= 1200 * 1200  # all similarities

@@ -12,7 +12,7 @@ from barlow.evaluation.labels import read_labels
 from barlow.evaluation.metrics import mean_average_precision, r2
 from barlow.evaluation.regression import ridge_probe, tag_probe
 from barlow.evaluation.result import Result
-from barlow.evaluation.task import open_task
+from barlow.evaluation.task import Part, Task, open_task
 
 IDS = ["a/1.png", "a/2.png", "b/3.png", "b/4.png"]
 
@@ -113,11 +113,12 @@ def test_a_file_says_what_it_holds(labels, text, kind, names, values):
     assert found.values.tolist() == values
 
 
-def test_lines_of_images_that_are_not_there_are_counted_and_empty_ones_left_out(labels, caplog):
+def test_lines_without_an_image_and_without_a_value_are_left_out_and_counted(labels, caplog):
     text = "file,label\n1.png,cat\n2.png,\n3.png,dog\nz.png,dog\n"
     found = read_labels(labels(text), IDS, "auto")
     assert found.rows.tolist() == [0, 2]
     assert "1 images are not there, first z.png" in caplog.text
+    assert "1 images have no value, first 2.png" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -231,6 +232,28 @@ def test_an_image_to_train_and_to_test_on_is_refused(pictures, tmp_path):
     )
     with pytest.raises(UserError, match=r"1 images that .* labels too, such as 299\.png"):
         open_task(folder, f"{folder}/", labels=str(train), test_labels=str(test), in_chans=1)
+
+
+@pytest.mark.parametrize("written", ["pictures", "link", "link/", "./pictures"])
+def test_a_source_written_in_another_way_is_the_same(pictures, tmp_path, monkeypatch, written):
+    folder, digits, _ = pictures
+    monkeypatch.chdir(tmp_path)
+    for name in ("pictures", "link"):
+        (tmp_path / name).symlink_to(folder)
+    file = _written(tmp_path, "label", digits.tolist())
+    with pytest.raises(UserError, match=r"400 images that .* labels too, such as 000\.png"):
+        open_task(folder, written, labels=file, test_labels=file, in_chans=1)
+    task = open_task(folder, written, labels=file, in_chans=1)
+    assert not set(task.train.rows.tolist()) & set(task.test.rows.tolist())
+
+
+def test_a_class_that_no_training_image_has_is_not_the_one_with_the_fewest():
+    source = open_source("mnist5k", "test", in_chans=1, limit=5)
+    part = Part(source, torch.arange(5), torch.tensor([1, 2, 1, 2, 2]))
+    task = Task(part, part, ["zero", "one", "two"])
+    assert task.few(None, 2, 0).train.y.bincount().tolist() == [0, 2, 2]
+    with pytest.raises(UserError, match="class 'one' of mnist5k has only 2: ask for 2 or"):
+        task.few(None, 3, 0)
 
 
 @pytest.mark.parametrize(

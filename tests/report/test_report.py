@@ -8,10 +8,11 @@ from PIL import Image
 
 import barlow
 from barlow.cli.options import add_options, new_parser, parse
+from barlow.command import command
 from barlow.errors import UserError
 from barlow.report import write_report
 from barlow.report.charts import Series, chart
-from barlow.report.facts import collect, command
+from barlow.report.facts import collect
 from barlow.run import Run
 from barlow.settings import Settings
 

@@ -73,6 +73,19 @@ def test_half_the_bytes_come_back_as_float32_and_nearly_the_same(encoder, tmp_pa
     torch.testing.assert_close(features, wanted, rtol=0, atol=2e-3 * float(wanted.abs().max()))
 
 
+@torch.no_grad()
+def test_plain_timm_makes_float32_of_half_the_bytes(encoder, tmp_path):
+    export(encoder, "timm", str(tmp_path / "half"), half=True)
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'half'}", pretrained=True, num_classes=0)
+    again, state = load_encoder(tmp_path / "half"), theirs.eval().state_dict()
+    assert {p.dtype for p in theirs.parameters()} == {torch.float32}
+    for name, value in again.state_dict().items():
+        assert name == "conv1.weight" or torch.equal(state[name], value), name
+    view = again.preprocess(pictures(2, 3, 40, 50))
+    enlarged = view.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    torch.testing.assert_close(theirs(enlarged), again(view), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "image_size", "theirs"),
     [

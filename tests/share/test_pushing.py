@@ -17,10 +17,11 @@ import barlow
 from barlow.cli.options import add_options, new_parser, parse
 from barlow.data import Preprocess
 from barlow.errors import UserError
+from barlow.evaluation.result import Result, Row
 from barlow.run import Run
 from barlow.settings import Settings
 from barlow.share import load_encoder, save_encoder
-from barlow.share.card import _NOT_TOLD, _command
+from barlow.share.card import _NOT_TOLD
 from barlow.share.pushing import push
 
 TINY = {"recipe": "demo", "epochs": 1, "limit": 64, "batch_size": 32, "accelerator": "cpu"}
@@ -88,43 +89,69 @@ def test_the_code_on_the_card_of_several_maps_computes_the_representation(tmp_pa
     torch.testing.assert_close(names["features"], expected)
 
 
-def test_the_command_on_the_card_makes_the_same_settings(run):
+@pytest.fixture
+def card_of(run, tmp_path, scratch):
+    """`card_of(results, **settings)`: the card of such a run, with the encoder of `run`."""
+
+    def card(*results, **settings):
+        other = Run(tmp_path / "other")
+        (other.path / "evaluation").mkdir(parents=True)
+        for i, result in enumerate(results):
+            result.save(other.path / "evaluation" / f"{i}.json")
+        (other.path / "encoder").symlink_to(run.path / "encoder")
+        settings = run.settings().to_dict() | settings
+        other.config_file.write_text(yaml.safe_dump(settings))
+        return push(str(other.path), "someone/model", dry_run=True).card
+
+    return card
+
+
+def test_the_command_on_the_card_makes_the_same_settings(run, card_of):
+    settings = {"view1": {"blur": 0.5}, "sync_batch_norm": False, "init": "/home/me/runs/first"}
+    card = card_of(track=["wandb", "tensorboard"], workers=1, **settings)
+    line = card.split("## Training\n```\n")[1].split("\n")[0]
     parser = new_parser("pretrain", "")
     parser.add_argument("--out")
     add_options(parser, Settings)
-    told = parse(parser, shlex.split(_command(run.settings()))[2:])
-    for name, value in run.settings().to_dict().items():
+    told = parse(parser, shlex.split(line)[2:])
+    for name, value in (run.settings().to_dict() | settings | {"init": "runs/first"}).items():
         assert name in _NOT_TOLD or told[name] == value, name
+    assert "wandb" not in card
 
 
-def test_of_places_on_this_machine_only_the_last_two_parts_are_told(run, scratch, tmp_path):
-    other = Run(tmp_path / "other")
-    (other.path / "evaluation").mkdir(parents=True)
-    for file in ("encoder", "evaluation", "metrics.csv"):
-        target = other.path / file
-        if target.is_dir():
-            target.rmdir()
-        target.symlink_to(run.path / file)
-    settings = run.settings().to_dict() | {
-        "source": "/home/me/secret/photos/cats",
-        "init": "/home/me/secret/runs/first",
-    }
-    other.config_file.write_text(yaml.safe_dump(settings))
-    card = push(str(other.path), "someone/cats", dry_run=True).card
+def test_of_places_on_this_machine_only_the_last_two_parts_are_told(card_of):
+    cats, dogs = "/home/me/secret/photos/cats", "~/secret/photos/dogs::train"
+    rows = [Row(f"{source}, with pretraining", {"val_top1": 0.5}) for source in (cats, dogs, "x")]
+    data = {"name": cats, "images": 9, "fingerprint": ""}
+    labels = {"labels": "/home/me/secret/lists/train.csv", "test_labels": "test.csv", "seed": 0}
+    card = card_of(
+        Result("transfer", tuple(rows), {"sources": [cats, dogs, "x"]}, {cats: {"train": data}}),
+        Result("linear", (Row("with pretraining", {}),), labels, {"train": data, "test": data}),
+        source=cats,
+        init="/home/me/secret/runs/first",
+        validation="/home/me/secret/photos/held-out",
+    )
     assert "secret" not in card
     assert "`photos/cats`" in card
     assert "started from `runs/first`" in card
+    assert "| photos/cats, with pretraining | 50.00% |" in card
+    assert "| photos/dogs::train, with pretraining | 50.00% |" in card
+    assert "\nsources photos/cats, photos/dogs::train, x.\n" in card
+    assert "labels lists/train.csv, test_labels test.csv, seed 0.\n" in card
 
 
-def test_a_source_of_the_hub_is_in_the_cards_head(run, tmp_path, scratch):
-    other = Run(tmp_path / "other")
-    other.path.mkdir()
-    (other.path / "encoder").symlink_to(run.path / "encoder")
-    settings = run.settings().to_dict() | {"source": "hf://someone/images::train"}
-    other.config_file.write_text(yaml.safe_dump(settings))
-    card = push(str(other.path), "someone/model", dry_run=True).card
+def test_a_source_of_the_hub_is_in_the_cards_head(card_of):
+    card = card_of(source="hf://someone/images::train")
     assert yaml.safe_load(card.split("---\n")[1])["datasets"] == ["someone/images"]
     assert "Not evaluated yet." in card
+
+
+def test_the_card_of_half_the_bytes_says_so_beside_the_same_numbers(run, scratch):
+    whole = push(str(run.path), "someone/digits", dry_run=True)
+    half = push(str(run.path), "someone/digits", dry_run=True, half=True)
+    words = " (matrices and filters rounded to float16; loading makes float32 of them)"
+    assert half.card == whole.card.replace(" million parameters", f" million parameters{words}")
+    assert half.files["model.safetensors"] < 0.65 * whole.files["model.safetensors"]
 
 
 def test_an_encoder_of_another_project_says_where_it_is_from(resnet18, tmp_path, scratch):

@@ -36,6 +36,15 @@ def test_images_of_any_size_and_channels_are_drawn(tmp_path, channels):
     assert draw_views(images, views, tmp_path / "views.png").exists()
 
 
+def test_the_folder_of_the_picture_is_made(tmp_path):
+    images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    assert draw_views(images, TwoViews(32), tmp_path / "a" / "b" / "views.png").exists()
+    with pytest.raises(
+        UserError, match=r"b is a folder: name a PNG file in it, such as .*views\.png"
+    ):
+        draw_views(images, TwoViews(32), tmp_path / "a" / "b")
+
+
 def test_a_failed_picture_leaves_the_old_one(tmp_path):
     (tmp_path / "views.png").write_bytes(b"old")
     with pytest.raises(UserError):

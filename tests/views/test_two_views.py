@@ -106,6 +106,11 @@ def test_an_unknown_setting_names_the_nearest():
         ({"brightness": -1}, "below 0"),
         ({"border": "mirror"}, "`zeros` or `reflection`"),
         ({"blur_sigma": (0.0, 1.0)}, "start above 0"),
+        ({"crop_scale": 0.3}, "crop_scale is a range: give two numbers, low then high, not 0.3"),
+        ({"crop_scale": "08"}, "low then high, not 08"),
+        ({"zoom": (0.5, None)}, "low then high"),
+        ({"blur": "x"}, "blur is a number: give one, not 'x'"),
+        ({"rotation": [20]}, r"rotation is a number: give one, not \[20\]"),
     ],
 )
 def test_a_value_out_of_range_is_refused_in_words(changes, message):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from barlow.cli.options import add_options, new_parser, options_of, parse, peek
 from barlow.cli.terminal import print_table, reporter, tell_origins
-from barlow.errors import TrainingError, UserError
+from barlow.errors import TrainingError, UserError, one_line
 
 if TYPE_CHECKING:
     from barlow.progress import Reporter
@@ -262,7 +262,7 @@ def _write_page(out: str, told: "Reporter") -> None:
     try:
         told.say(f"the page of the run is {write_report([out])}")
     except Exception as error:  # the training went well, whatever becomes of its page
-        told.warn(f"warning: no page of the run: {' '.join(str(error).split())}")
+        told.warn(f"warning: no page of the run: {one_line(error)}")
 
 
 def _call(
@@ -305,5 +305,5 @@ def _overview() -> str:
 
 
 def _fail(message: object, status: int) -> int:
-    print(f"barlow: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"barlow: {one_line(message)}", file=sys.stderr)
     return status

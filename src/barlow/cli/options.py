@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from barlow.errors import UserError
+from barlow.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -117,9 +117,12 @@ def parse(parser: "ArgumentParser", argv: list[str]) -> dict[str, Any]:
     try:
         return dict(parser.parse_args(argv).as_dict())
     except (ArgumentError, TypeError) as error:
-        message = " ".join(str(error).split())
-        if bad := re.match(r"Parser key \"(\w+)\"[^:]*: (.*?)\.? Got value: (.*)", message):
+        message = one_line(error)
+        if bad := re.match(
+            r"Parser key \"(\w+)\"[^:]*: (.*?)\.? (?:Got|Given) value: (.*)", message
+        ):
             name, expected, value = bad.groups()
+            expected = re.sub(r".* Union .*?(Expected a [^-]*) - .*", r"\1", expected)
             expected = re.sub(r"<class '(\w+)'>|typing\.", r"\1", expected)
             expected = re.sub(r"Expected a Literal\[(.*)\]", r"Give one of \1", expected)
             message = f"--{name.replace('_', '-')} {value}: {expected[0].lower()}{expected[1:]}"

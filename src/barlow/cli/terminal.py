@@ -77,7 +77,11 @@ class Bar(Reporter):
         )
 
     def say(self, text: str) -> None:
-        (self._progress.console.print if self._progress else print)(f"barlow: {text}")
+        line = f"barlow: {text}"
+        if self._progress:  # `out`: brackets in a path are no markup
+            self._progress.console.out(line, highlight=False)
+        else:
+            print(line)
 
     def end(self) -> None:
         self._progress.stop()

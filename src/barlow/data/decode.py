@@ -11,6 +11,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from barlow.errors import one_line
+
 # What a source stores for one image: a path, an encoded file, pixels (H, W) or (H, W, C), or
 # what `decode` made of one of these.
 Raw = str | bytes | np.ndarray[Any, Any] | Tensor
@@ -221,4 +223,4 @@ def _reason(error: Exception) -> str:
         return "no such file"
     if "cannot identify image file" in str(error):
         return "not an image"
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return one_line(error, 200)

@@ -14,18 +14,18 @@ from barlow.errors import UserError
 
 
 class Paths(Sequence[str]):
-    """Many paths in one piece of memory.
+    """Many paths in one piece of memory: ids, which are to be read, or below a root, to be opened.
 
     A million Python strings are a million objects, each copied into every worker when its
     reference count is touched; one array of bytes and one of offsets are shared by all.
     """
 
-    def __init__(self, names: Sequence[str], root: str = "") -> None:
-        """Paths `root`/`name`."""
+    def __init__(self, names: Sequence[str]) -> None:
+        """The names as ids; see `under`."""
         encoded = [os.fsencode(name) for name in names]
         self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
         self._bytes = b"".join(encoded)
-        self._root = root
+        self._root: str | None = None
 
     def __len__(self) -> int:
         """How many."""
@@ -39,10 +39,11 @@ class Paths(Sequence[str]):
             raise IndexError(index)
         index %= len(self)
         start = self._ends[index - 1] if index else 0
-        return os.path.join(self._root, os.fsdecode(self._bytes[start : self._ends[index]]))
+        name = os.fsdecode(self._bytes[start : self._ends[index]])
+        return printable(name) if self._root is None else os.path.join(self._root, name)
 
     def under(self, root: str) -> "Paths":
-        """The same paths below another root."""
+        """The files of these names below a root."""
         other = Paths.__new__(Paths)
         other._ends, other._bytes, other._root = self._ends, self._bytes, root
         return other
@@ -50,6 +51,11 @@ class Paths(Sequence[str]):
     def digest(self) -> str:
         """A hash of all names."""
         return hash_of([self._bytes, self._ends.tobytes()])
+
+
+def printable(name: str) -> str:
+    """A file name as text that can be written anywhere: bytes that are no UTF-8 as `\\xe9`."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def open_folder(path: Path, choose: Choose) -> Table:
@@ -77,6 +83,7 @@ def open_folder(path: Path, choose: Choose) -> Table:
 def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, bool]]:
     """Names relative to the source, and whether each is an image; hidden ones are left out."""
     pending = [(str(folder), prefix)]
+    top = os.path.realpath(folder)
     seen = set()  # real paths of linked folders, so that a loop of links ends
     while pending:
         folder_path, prefix = pending.pop()
@@ -88,7 +95,8 @@ def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, bool]]:
                 if entry.is_dir():
                     if entry.is_symlink():
                         real = os.path.realpath(entry.path)
-                        if real in seen or folder_path.startswith(real):
+                        around = (top, os.path.realpath(folder_path))
+                        if real in seen or any(Path(p).is_relative_to(real) for p in around):
                             continue
                         seen.add(real)
                     pending.append((entry.path, name))
@@ -118,7 +126,8 @@ def _labels(
         folders.update(_folders(path / split))
     classes = sorted(folders)
     place = {name: i for i, name in enumerate(classes)}
-    return np.array([place[name] for name in number], dtype=np.int64)[numbers], classes
+    places = np.array([place[name] for name in number], dtype=np.int64)
+    return places[numbers], [printable(name) for name in classes]
 
 
 def _folders(path: Path) -> list[str]:

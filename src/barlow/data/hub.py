@@ -8,7 +8,7 @@ from barlow.data.remote import open_remote
 from barlow.data.source import Table
 from barlow.data.splits import Choose
 from barlow.data.tables import table_of
-from barlow.errors import UserError
+from barlow.errors import UserError, one_line
 
 PREFIX = "hf://"
 _COPIES = 2  # `datasets` keeps what it downloads beside what it makes of it
@@ -24,7 +24,7 @@ def open_hub(name: str, choose: Choose) -> Table:
         splits = datasets.get_dataset_split_names(name)
         builder = datasets.load_dataset_builder(name)
     except Exception as error:
-        raise UserError(f"cannot open {PREFIX}{name}: {_one_line(error)}") from None
+        raise UserError(f"cannot open {PREFIX}{name}: {one_line(error, 300)}") from None
     chosen = choose(splits)
     try:
         missing = _missing_bytes(builder)
@@ -40,7 +40,7 @@ def open_hub(name: str, choose: Choose) -> Table:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"cannot load {PREFIX}{name}: {_one_line(error)}") from None
+        raise UserError(f"cannot load {PREFIX}{name}: {one_line(error, 300)}") from None
     return table_of(dataset, PREFIX + name, "/".join(chosen))
 
 
@@ -62,7 +62,3 @@ def _free_bytes(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,11 +1,12 @@
 """Images that a file lists: a .txt of paths, or metadata.csv / .jsonl beside the images."""
 
 import csv
+import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -22,10 +23,10 @@ LABEL_COLUMNS = ("label", "labels", "class", "category", "target")
 def open_text(path: Path, choose: Choose) -> Table:
     """A list of paths, one a line, relative to the list; a label may follow after a tab."""
     choose([])
-    lines = [line for line in path.read_text().splitlines() if line.strip()]
-    if not lines:
+    lines = [line.strip() for line in _lines(path) if not line.startswith("#")]
+    rows = [line.partition("\t") for line in lines if line]
+    if not rows:
         raise UserError(f"{path} lists no images: expected one path a line")
-    rows = [line.strip().partition("\t") for line in lines if not line.startswith("#")]
     names = [name for name, _, _ in rows]
     if not any(os.path.exists(path.parent / name) for name in names[:100]):
         raise UserError(
@@ -50,10 +51,10 @@ def open_metadata(path: Path, choose: Choose) -> Table:
     found = metadata_files(path)
     if "" in found:
         rows = _rows(found[""])
-        splits = sorted({row["split"] for row in rows if row.get("split")})
+        splits = sorted({str(row["split"]) for row in rows if row.get("split")})
         chosen = choose(splits)
         if chosen:
-            rows = [row for row in rows if row.get("split") in chosen]
+            rows = [row for row in rows if str(row.get("split")) in chosen]
         return _from_rows(path, rows, found[""])
     chosen = choose(list(found))
     rows = [
@@ -67,19 +68,46 @@ def open_metadata(path: Path, choose: Choose) -> Table:
 def _from_rows(path: Path, rows: list[dict[str, Any]], file: Path) -> Table:
     if not rows:
         raise UserError(f"{file} lists no images")
-    column = next((c for c in LABEL_COLUMNS if c in rows[0]), None)
-    labels = ["" if column is None else str(row.get(column) or "") for row in rows]
+    column = next((c for c in LABEL_COLUMNS if any(c in row for row in rows)), None)
+    labels = ["" if column is None else text_of(row.get(column)) for row in rows]
     return _table(path, [_name(row, file) for row in rows], labels)
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
+    if file.suffix != ".csv":
+        return list(_objects(file))
     try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            if file.suffix == ".csv":
-                return list(csv.DictReader(lines))
-            return [json.loads(line) for line in lines if line.strip()]
-    except ValueError as error:
-        raise UserError(f"cannot read {file}: {error}") from None
+        return list(csv.DictReader(_lines(file)))
+    except csv.Error as error:
+        raise UserError(
+            f"cannot read {file} as CSV ({error}): expected headings, then one image a line"
+        ) from None
+
+
+def _objects(file: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(_lines(file), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            example = '{"file_name": "1.png", "label": "cat"}'
+            raise UserError(
+                f"{file}, line {number} is {line.strip()[:80]!r}: expected a JSON object on one "
+                f"line, such as {example}"
+            )
+        yield row
+
+
+def _lines(file: Path) -> TextIO:
+    try:
+        return io.StringIO(file.read_bytes().decode("utf-8-sig"), newline="")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8"
+        ) from None
 
 
 def _name(row: dict[str, Any], file: Path) -> str:
@@ -99,18 +127,26 @@ def _table(root: Path, names: list[str], labels: list[str]) -> Table:
     return Table(paths.under(str(root)), paths, *numbered(labels), fingerprint)
 
 
+def text_of(value: Any) -> str:
+    """A label as text; "" for one that is not known: null, or NaN as pandas writes it."""
+    return "" if value is None or value != value else str(value)
+
+
 def numbered(labels: list[str]) -> tuple[np.ndarray[Any, Any] | None, list[str] | None]:
-    """Labels as numbers and the names of the classes; None if an image has none ("").
+    """Labels as numbers, -1 where there is none (""), and the names of the classes.
+
+    Whole numbers are in the order of numbers, 10 after 9. None if there are no labels at all.
 
     Example:
-        >>> numbered(["dog", "cat", "dog"])
-        (array([1, 0, 1]), ['cat', 'dog'])
+        >>> numbered(["dog", "cat", "", "dog"])
+        (array([ 1,  0, -1,  1]), ['cat', 'dog'])
     """
-    if not all(labels):
+    known: list[Any] = [label for label in labels if label]
+    if not known:
         return None, None
-    if all(label.isdecimal() for label in labels):
-        # Numbers are classes already: 10 comes after 9, and 3 stays 3 if 2 does not occur.
-        numbers = np.array([int(label) for label in labels])
-        return numbers, [str(i) for i in range(numbers.max() + 1)]
-    classes, numbers = np.unique(labels, return_inverse=True)
-    return numbers, [str(name) for name in classes]
+    if all(label.isdecimal() for label in known):
+        known = [int(label) for label in known]
+    kinds, numbers = np.unique(known, return_inverse=True)
+    found = np.full(len(labels), -1)
+    found[[bool(label) for label in labels]] = numbers
+    return found, [str(kind) for kind in kinds]

@@ -31,7 +31,7 @@ class Loader:
         device: where the views are drawn.
         workers: processes that read and crop what does not fit in memory.
         memory_budget: bytes that decoded images may take on this rank; a quarter of the
-            machine's memory, shared among the ranks, by default.
+            machine's or container's memory, shared among the ranks, by default.
         drop_last: leave out the images that do not fill a batch.
 
     Raises:

@@ -3,8 +3,10 @@
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from copy import copy
 from itertools import count, islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,11 +18,17 @@ from barlow.data.source import Records, Source
 # Images decoded before the first batch: at the 0.13 ms that a small PNG takes a core, 40 seconds.
 # More than that are streamed, which starts at once and gives the same views.
 MOST = 300_000
+# What a container may use, by version 2 and 1 of Linux's control groups.
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def default_budget(world_size: int = 1) -> int:
-    """A quarter of this machine's memory, in bytes, shared among the ranks."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4 // world_size
+    """A quarter of this machine's or container's memory, in bytes, shared among the ranks."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in _LIMITS:
+        with suppress(OSError, ValueError):  # not there; "max"
+            sizes.append(int(Path(file).read_text()))
+    return min(sizes) // 4 // world_size
 
 
 def load(source: Source, budget: int, view_size: int) -> tuple[Tensor, Tensor] | None:

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from barlow.data.decode import from_pil
+from barlow.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+_STRIP = 32  # times longer than wide: an image whose ends are cut away before it is magnified
 _IN_CACHE = 2**18  # numbers that stay in a core's cache (1 MB) from one operation to the next
 
 
@@ -80,7 +82,10 @@ class Preprocess(nn.Module):
         """Resize and crop, in whole grey levels as Pillow does: uint8 (N, C, S, S)."""
         size = self.image_size
         if min(batch.shape[-2:]) != size:
-            batch = F.interpolate(batch, self._sides(batch), mode="bilinear", antialias=True)
+            sides, short = self._sides(batch), min(batch.shape[-2:])
+            if short < size and max(batch.shape[-2:]) > _STRIP * short:
+                batch, sides = _middle(batch, sides)
+            batch = F.interpolate(batch, sides, mode="bilinear", antialias=True)
         top, left = ((side - size) // 2 for side in batch.shape[-2:])
         return batch[:, :, top : top + size, left : left + size]
 
@@ -138,6 +143,17 @@ class Preprocess(nn.Module):
         return f"{self.image_size}, mean={self.mean}, std={self.std}, in_chans={self.in_chans}"
 
 
+def preprocess_of(encoder: nn.Module) -> Preprocess:
+    """What images go through before an encoder; a UserError for one that does not say."""
+    preprocess = getattr(encoder, "preprocess", None)
+    if not isinstance(preprocess, Preprocess):
+        raise UserError(
+            f"this {type(encoder).__name__} has no preprocess: load it with barlow.load_encoder, "
+            "or set encoder.preprocess = barlow.data.Preprocess(image_size, mean=..., std=...)"
+        )
+    return preprocess
+
+
 def _alone(image: Tensor) -> Tensor:
     """(C, H, W) as a batch of one.
 
@@ -145,3 +161,22 @@ def _alone(image: Tensor) -> Tensor:
     them together, in half the time.
     """
     return image.permute(1, 2, 0)[None].permute(0, 3, 1, 2) if image.ndim == 3 else image
+
+
+def _middle(batch: Tensor, sides: list[int]) -> tuple[Tensor, list[int]]:
+    """A strip without its ends, and the sides to resize it to, in place of those of the whole.
+
+    Of 2 x 50,000 pixels the whole would become 224 x 5.6 million, for a square of 224.
+    """
+    axis = 2 if batch.shape[2] > batch.shape[3] else 3
+    long, short, resized = batch.shape[axis], min(batch.shape[2:]), sides[axis - 2]
+    most = (long - _STRIP // 2 * short) // 2
+
+    def off(ends: int) -> int:
+        """How far from between two new pixels that many old ones end."""
+        return abs((ends * resized + long // 2) % long - long // 2)
+
+    ends = min(range(most, most - _STRIP // 4 * short, -1), key=off)
+    sides = list(sides)
+    sides[axis - 2] -= 2 * ((2 * ends * resized + long) // (2 * long))
+    return batch.narrow(axis, ends, long - 2 * ends), sides

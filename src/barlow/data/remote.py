@@ -9,7 +9,7 @@ import numpy as np
 from barlow.data.decode import Raw
 from barlow.data.source import Rows, Table, hash_of
 from barlow.data.tables import image_column, raw_of
-from barlow.errors import UserError
+from barlow.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -57,7 +57,7 @@ class RowGroups:
                     number, columns=[self._column], use_threads=False
                 )
         except Exception as error:  # of the network, of its libraries, of Parquet
-            why = " ".join(str(error).split())[:200]
+            why = one_line(error, 200)
             raise UserError(
                 f"cannot read {name} from the hub ({why}): the same command resumes the run"
             ) from None

@@ -12,7 +12,7 @@ import numpy as np
 
 from barlow.data.decode import EXTENSIONS, Raw
 from barlow.data.folder import Paths
-from barlow.data.lists import numbered
+from barlow.data.lists import numbered, text_of
 from barlow.data.source import Table, hash_of
 from barlow.data.splits import NAMES, Choose
 from barlow.errors import UserError
@@ -98,7 +98,7 @@ def _label(suffix: str, content: bytes) -> str:
         value = json.loads(content)
     except ValueError:
         return ""
-    return str(value.get("label", "")) if isinstance(value, dict) else ""
+    return text_of(value.get("label")) if isinstance(value, dict) else ""
 
 
 def _split_of(file: Path, root: Path) -> str | None:

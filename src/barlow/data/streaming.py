@@ -65,7 +65,10 @@ def stream(
                 worker_init_fn=_ignore_signals,
             )
         )
-    yield from batches
+    for crops in batches:
+        if isinstance(crops, UserError):
+            raise crops
+        yield crops
 
 
 def _ignore_signals(worker: int) -> None:
@@ -74,16 +77,21 @@ def _ignore_signals(worker: int) -> None:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-class _Batches(Dataset[Crops]):
+class _Batches(Dataset[Crops | UserError]):
     """A data set whose items are whole batches, asked for by rows and positions."""
 
     def __init__(self, source: Source, views: TwoViews, key: int) -> None:
         """See `stream`."""
         self.source, self.views, self.key = source, views, key
 
-    def __getitem__(self, address: Address) -> Crops:
-        """Decode and cut one batch."""
-        rows, position = address
+    def __getitem__(self, address: Address) -> Crops | UserError:
+        """One batch, or what is to be told the user: raised here, torch would wrap it."""
+        try:
+            return self._batch(*address)
+        except UserError as error:
+            return error
+
+    def _batch(self, rows: Tensor, position: Tensor) -> Crops:
         broken: list[tuple[int, str]] = []
         parts = [
             self._cut(rows[i : i + _AT_ONCE].tolist(), position[i : i + _AT_ONCE], broken)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from barlow.data.decode import Raw
+from barlow.data.lists import numbered, text_of
 from barlow.data.source import Rows, Table, hash_of
 from barlow.data.splits import NAMES, Choose
 from barlow.errors import UserError
@@ -79,20 +80,12 @@ def read_parquet(files: Sequence[Path]) -> "Dataset":
 
 def table_of(dataset: "Dataset", name: str, split: str) -> Table:
     """A data set's image column, labels and fingerprint."""
-    from datasets import ClassLabel, Image
+    from datasets import Image
 
     column = image_column(dataset.features, name)
     dataset = dataset.cast_column(column, Image(decode=False))
-    labels, classes = None, None
     label = next((c for c in _label_columns(dataset) if c != column), None)
-    if label is not None:
-        feature = dataset.features[label]
-        values = dataset.data.column(label).to_numpy()
-        if isinstance(feature, ClassLabel):
-            labels, classes = values.astype(np.int64), list(feature.names)
-        else:
-            kinds, labels = np.unique(values, return_inverse=True)
-            classes = [str(kind) for kind in kinds]
+    labels, classes = (None, None) if label is None else _labels(dataset, label)
     ids = Rows(split or "row", range(len(dataset)))
     images = dataset.select_columns(column)
     fingerprint = hash_of([name_of_content(images, column), str(len(images))])
@@ -122,10 +115,24 @@ def image_column(features: "Features", name: str) -> str:
 
 
 def _label_columns(dataset: "Dataset") -> list[str]:
-    from datasets import ClassLabel
+    from datasets import ClassLabel, Value
 
     columns = [c for c, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
-    return columns or [c for c in _LABELS if c in dataset.features]
+    return columns or [c for c in _LABELS if isinstance(dataset.features.get(c), Value)]
+
+
+def _labels(
+    dataset: "Dataset", column: str
+) -> tuple[np.ndarray[Any, Any] | None, list[str] | None]:
+    """The classes of the rows, -1 where there is none, and their names."""
+    from datasets import ClassLabel
+
+    feature, values = dataset.features[column], dataset.data.column(column)
+    if isinstance(feature, ClassLabel):
+        return values.fill_null(-1).to_numpy().astype(np.int64), list(feature.names)
+    encoded = values.combine_chunks().dictionary_encode("encode")
+    numbers, classes = numbered([text_of(kind) for kind in encoded.dictionary.to_pylist()])
+    return None if numbers is None else numbers[encoded.indices.to_numpy()], classes
 
 
 def _kind(feature: Any) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from barlow.data.source import Rows, Table, hash_of
 from barlow.data.splits import Choose
-from barlow.errors import UserError
+from barlow.errors import UserError, one_line
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _load(name: str, known: Known, arguments: dict[str, Any]) -> Any:
             return kind(root, **arguments, download=True)
     except Exception as error:
         raise UserError(
-            f"{name} is not in {root} and cannot be downloaded ({' '.join(str(error).split())}): "
+            f"{name} is not in {root} and cannot be downloaded ({one_line(error)}): "
             "set BARLOW_DATA to the folder that has it, or name a folder of images"
         ) from None
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from barlow.data import Source, open_source
+from barlow.data import Source, open_source, preprocess_of
 from barlow.embeddings.table import open_table
-from barlow.evaluation.features import extract, preprocess_of
+from barlow.evaluation.features import extract
 
 
 class Embeddings(NamedTuple):

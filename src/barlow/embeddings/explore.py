@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -19,9 +19,6 @@ from barlow.embeddings.neighbours import nearest
 from barlow.embeddings.table import Table, open_table
 from barlow.errors import UserError
 from barlow.progress import Reporter
-
-if TYPE_CHECKING:
-    pass
 
 _NEIGHBOURS = 15  # of an image, as UMAP's default has it
 _EXACT = 50_000  # images whose neighbours are searched exactly; more are left to UMAP's own search

@@ -1,6 +1,5 @@
 """The images behind a file of embeddings: whether they are the same, and how they look."""
 
-import os
 from collections.abc import Iterable
 from io import BytesIO
 
@@ -11,6 +10,7 @@ from barlow.data.decode import BrokenImage, Raw, decode
 from barlow.data.source import hash_of
 from barlow.embeddings.table import Table
 from barlow.errors import UserError
+from barlow.evaluation.kept import state_of
 
 _SIDE = 160  # pixels of a thumbnail, at most
 _SMALL = 64  # images up to this size are kept as they are
@@ -21,13 +21,7 @@ def fingerprint_of_images(images: Source) -> str:
 
     def state(row: int) -> str:
         record = images.records[row]
-        if not isinstance(record, str):
-            return ""
-        try:
-            stat = os.stat(record)
-        except OSError:
-            return "missing"
-        return f"{stat.st_size} {stat.st_mtime_ns}"
+        return state_of(record) if isinstance(record, str) else ""
 
     states = map(state, range(len(images))) if on_disk(images) else ()
     return hash_of([images.fingerprint, *states])

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from barlow.checkpoint import write_atomically, write_text
 from barlow.data import Source
+from barlow.data.folder import printable
 from barlow.embeddings.encode import labels_of
 from barlow.embeddings.images import on_disk
 from barlow.embeddings.table import Rows, group_size, write_table
@@ -142,5 +143,11 @@ def _groups(parts: Sequence[Part], images: Source, size: int) -> Iterator[Rows]:
 
 def _rows(images: Source, x: Tensor, rows: list[int]) -> Rows:
     records = [images.records[row] for row in rows] if on_disk(images) else [None] * len(rows)
-    paths = [os.path.abspath(r) if isinstance(r, str) else None for r in records]
+    paths = [_path(r) if isinstance(r, str) else None for r in records]
     return Rows([images.ids[row] for row in rows], paths, labels_of(images, rows), x.numpy())
+
+
+def _path(file: str) -> str | None:
+    """Where a file is; None if its name is no text, which Parquet does not take."""
+    path = os.path.abspath(file)
+    return path if printable(path) == path else None

@@ -7,13 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from barlow.data import preprocess_of
 from barlow.data.decode import BrokenImage, decode
+from barlow.data.folder import printable
 from barlow.embeddings.images import picture_of, thumbnails
 from barlow.embeddings.neighbours import nearest
 from barlow.embeddings.sheet import Card, Listing, write_sheet
 from barlow.embeddings.table import Table, open_table
 from barlow.errors import UserError
-from barlow.evaluation.features import fingerprint_of, preprocess_of
+from barlow.evaluation.features import fingerprint_of
 
 
 class Hit(NamedTuple):
@@ -74,7 +76,7 @@ def search_and_show(
     """
     found = search(encoder, queries, file, top)
     lines = [
-        [query, str(rank), f"{hit.similarity:.4f}", hit.label or "", hit.path or hit.id]
+        [printable(query), str(rank), f"{hit.similarity:.4f}", hit.label or "", hit.path or hit.id]
         for query, hits in zip(queries, found, strict=True)
         for rank, hit in enumerate(hits, 1)
     ]
@@ -88,8 +90,9 @@ def search_and_show(
                 Card(pictures.get(hit.row), hit.id, f"{hit.similarity:.4f} {hit.label or ''}")
                 for hit in hits
             ]
-            asked = [Card(picture_of(query), query, "query")] if Path(query).is_file() else []
-            sections.append((query, [*asked, *cards]))
+            name = printable(query)
+            asked = [Card(picture_of(query), name, "query")] if Path(query).is_file() else []
+            sections.append((name, [*asked, *cards]))
         write_sheet(html, f"Search in {file}", sections)
     return Listing(headings, lines, f"page: {html}" if html else "")
 

@@ -38,12 +38,14 @@ class Listing(NamedTuple):
     def table(self) -> "Table":
         """The table for a terminal."""
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(caption=self.note or None, caption_justify="left")
+        # Text, or rich would take brackets in a name for markup.
+        table = Table(caption=Text(self.note, "table.caption"), caption_justify="left")
         for heading in self.headings:
             table.add_column(heading, overflow="fold")
         for line in self.lines:
-            table.add_row(*line)
+            table.add_row(*map(Text, line))
         return table
 
     def __str__(self) -> str:

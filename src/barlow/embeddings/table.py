@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from barlow.errors import UserError
+from barlow.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -217,8 +217,7 @@ def open_table(file: str | Path) -> Table:
     try:
         parquet = ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
-        what = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} cannot be read as Parquet: {what}") from None
+        raise UserError(f"{path} cannot be read as Parquet: {one_line(error, 200)}") from None
     schema = parquet.schema_arrow
     missing = {"id", EMBEDDING} - set(schema.names)
     if missing or not _is_vector(schema.field(EMBEDDING).type):

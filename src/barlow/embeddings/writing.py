@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from barlow.data import Source, open_source
+from barlow.data import Source, open_source, preprocess_of
 from barlow.embeddings.images import fingerprint_of_images
 from barlow.embeddings.parts import Part, Skipped, begin, join, parts_of
 from barlow.embeddings.sheet import write_csv
 from barlow.embeddings.table import open_table
 from barlow.errors import UserError
-from barlow.evaluation.features import fingerprint_of, preprocess_of, stream_features
+from barlow.evaluation.features import fingerprint_of, stream_features
 from barlow.progress import Reporter, told
 from barlow.ranks import Devices, create_fabric, launch, processes_here, share_threads
 from barlow.share import load_encoder

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from barlow.checkpoint import write_atomically, write_text
-from barlow.data import Preprocess, Source, eval_batches, open_source
+from barlow.data import Preprocess, Source, eval_batches, open_source, preprocess_of
 from barlow.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def save_classifier(classifier: Classifier, folder: str | Path) -> None:
     told = {
         "version": _VERSION,
         "classes": classifier.classes,
-        "preprocess": preprocess_of(classifier).to_dict(),
+        "preprocess": preprocess_of(classifier.encoder).to_dict(),
     }
     write_text(folder / "classifier.json", json.dumps(told, indent=2) + "\n")
 
@@ -136,7 +136,8 @@ def predict(
     if Path(out).suffix.lower() != ".csv":
         raise UserError(f"predictions are written as CSV: name the file {Path(out).stem}.csv")
     classifier = load_classifier(model)
-    images = open_source(source, in_chans=preprocess_of(classifier).in_chans, limit=limit)
+    in_chans = preprocess_of(classifier.encoder).in_chans
+    images = open_source(source, in_chans=in_chans, limit=limit)
     written = 0
 
     def write(file: IO[bytes]) -> None:
@@ -164,14 +165,7 @@ def scores_of(
     """Logits `(B, classes)` on the CPU and the rows `(B,)` they belong to, batch after batch."""
     classifier.eval()
     device = classifier.head.weight.device
-    preprocess = preprocess_of(classifier)
+    preprocess = preprocess_of(classifier.encoder)
     for images, rows in eval_batches(source, preprocess, batch_size, device=device):
         with torch.inference_mode():
             yield classifier(images).float().cpu(), rows
-
-
-def preprocess_of(classifier: Classifier) -> Preprocess:
-    """What images go through before the classifier."""
-    preprocess = classifier.encoder.preprocess
-    assert isinstance(preprocess, Preprocess)
-    return preprocess

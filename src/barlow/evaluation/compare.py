@@ -1,11 +1,14 @@
 """Is one encoder better than another? Two results, image by image on the same test images."""
 
 import json
+import math
+import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from barlow.checkpoint import write_text
@@ -27,14 +30,17 @@ class Difference:
         protocol: "linear", "knn", ...
         row: name of the row that both results have.
         metric: for example "val_top1".
-        a: the first result's number.
+        a: the first result's number, a mean where there were several seeds.
         b: the second's.
         low: lower end of the 95 % interval of b - a over the choice of test images, or None where
             the results do not say which images were right.
         high: upper end.
         p: of McNemar's exact test, two-sided: how often chance alone would divide the images that
-            only one of the two gets right as unevenly; or None.
-        spread: standard deviation of b - a over seeds, or None where there was one seed.
+            only one of the two gets right as unevenly; None where that is not known or there were
+            several seeds, of which an image may be right with some.
+        p_seeds: of Student's t-test over seeds, two-sided: how often as many seeds of encoders
+            that do not differ would differ as much; of the pairs, where both had as many seeds,
+            else Welch's. None where one of the two had one seed, or its seeds are all alike.
     """
 
     protocol: str
@@ -45,16 +51,22 @@ class Difference:
     low: float | None = None
     high: float | None = None
     p: float | None = None
-    spread: float | None = None
+    p_seeds: float | None = None
 
     @property
     def verdict(self) -> str:
-        """Which is better, "A" or "B", or "no difference"; empty where nothing can tell."""
-        if self.p is None and self.spread is None:
+        """Which is better, "A" or "B", or "no difference"; empty where nothing can tell.
+
+        One is better if p is below 0.05 (where there is no p, if 0 is outside the interval), and
+        that over seeds is too: as far as these are known.
+        """
+        if self.p is None and self.low is None and self.p_seeds is None:
             return ""
         difference = self.b - self.a
-        by_images = self.p is None or self.p < _SURE
-        by_seeds = self.spread is None or abs(difference) > 2 * self.spread
+        by_images = self.low is None or self.high is None or not self.low <= 0 <= self.high
+        if self.p is not None:
+            by_images = self.p < _SURE
+        by_seeds = self.p_seeds is None or self.p_seeds < _SURE
         if not (by_images and by_seeds and difference):
             return "no difference"
         lower_is_better = "loss" in self.metric
@@ -77,19 +89,22 @@ class Comparison:
 
     def cells(self) -> list[list[str]]:
         """The table as text: headings, then a line a number."""
-        headings = ["", "A", "B", "B - A", "95 % interval", "p", "seeds' spread", "better"]
+        headings = ["", "A", "B", "B - A", "95 % interval", "p", "p over seeds", "better"]
         return [headings, *(_cells(d) for d in self.differences)]
 
     def table(self) -> "Table":
         """The table for a terminal."""
         from rich.table import Table
+        from rich.text import Text
 
         headings, *lines = self.cells()
-        table = Table(caption=f"A: {self.a}\nB: {self.b}", caption_justify="left")
+        # Text, or rich would take brackets in a name for markup.
+        caption = Text(f"A: {self.a}\nB: {self.b}", "table.caption")
+        table = Table(caption=caption, caption_justify="left")
         for heading in headings:
             table.add_column(heading, justify="right" if heading else "left")
         for line in lines:
-            table.add_row(*line)
+            table.add_row(*map(Text, line))
         return table
 
     def __str__(self) -> str:
@@ -113,8 +128,9 @@ def compare(run_a: str, run_b: str) -> Comparison:
 
     Returns:
         The numbers that both have, their difference, and whether it is more than chance: by
-        McNemar's exact test on the images that one gets right and the other wrong, and by twice
-        the spread over seeds where there were several.
+        McNemar's exact test on the images that one gets right and the other wrong; where there
+        were several seeds, by the interval of the mean difference over the images and by
+        Student's t-test over the seeds.
 
     Raises:
         UserError: if a run was not evaluated, or the two not in the same way on the same images.
@@ -179,29 +195,53 @@ def paired_interval(right_a: Tensor, right_b: Tensor) -> tuple[float, float]:
     """The 95 % interval of the difference of two accuracies on the same images.
 
     Args:
-        right_a: `(N,)` bool, whether the first classifies each image correctly.
-        right_b: `(N,)` bool, the second.
+        right_a: `(N,)`, how often the first classifies each image correctly, 0 or 1 for one seed.
+        right_b: `(N,)`, the second.
 
     Returns:
         Ends of the interval of mean(right_b) - mean(right_a), by its normal approximation.
     """
-    each = right_b.double() - right_a.double()  # (N,): -1, 0 or 1
+    each = right_b.double() - right_a.double()  # (N,): -1 to 1
     error = _Z * float(each.std(correction=0)) / len(each) ** 0.5
     return float(each.mean()) - error, float(each.mean()) + error
 
 
 def _difference(protocol: str, a: Row, b: Row, metric: str, number: int) -> Difference:
-    spread = None
-    if metric in a.spread and metric in b.spread:
-        spread = (a.spread[metric] ** 2 + b.spread[metric] ** 2) ** 0.5
     low = high = p = None
-    if metric == "val_top1" and a.correct and b.correct and number:
-        right_a, right_b = unpack(a.correct, number), unpack(b.correct, number)
+    right_a, right_b = _right(a, number), _right(b, number)
+    if metric == "val_top1" and right_a is not None and right_b is not None:
         low, high = paired_interval(right_a, right_b)
-        p = mcnemar(int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum()))
+        if a.seeds == b.seeds == 1:
+            p = mcnemar(int((right_a > right_b).sum()), int((right_b > right_a).sum()))
+    p_seeds = _p_over_seeds(a, b, metric)
     return Difference(
-        protocol, a.name, metric, a.values[metric], b.values[metric], low, high, p, spread
+        protocol, a.name, metric, a.values[metric], b.values[metric], low, high, p, p_seeds
     )
+
+
+def _right(row: Row, number: int) -> Tensor | None:
+    """How often each of the test images is right, `(number,)`, if that is known of every seed."""
+    if not number or len(row.correct) != row.seeds:
+        return None
+    return torch.stack([unpack(bits, number) for bits in row.correct]).double().mean(0)
+
+
+def _p_over_seeds(a: Row, b: Row, metric: str) -> float | None:
+    from scipy import stats
+
+    spread_a, spread_b = a.spread.get(metric, 0.0), b.spread.get(metric, 0.0)
+    if a.seeds == 1 or b.seeds == 1 or not (spread_a or spread_b):
+        return None
+    of_a, of_b = a.by_seed.get(metric, []), b.by_seed.get(metric, [])
+    if of_a and len(of_a) == len(of_b):
+        pairs = [second - first for first, second in zip(of_a, of_b, strict=True)]
+        deviation = statistics.stdev(pairs)
+        if not deviation:
+            return None
+        t = statistics.fmean(pairs) / (deviation / math.sqrt(len(pairs)))
+        return float(2 * stats.t.sf(abs(t), len(pairs) - 1))
+    of_each = [(r.values[metric], r.spread[metric], r.seeds) for r in (a, b)]
+    return float(stats.ttest_ind_from_stats(*of_each[0], *of_each[1], equal_var=False).pvalue)
 
 
 def _cells(d: Difference) -> list[str]:
@@ -215,7 +255,7 @@ def _cells(d: Difference) -> list[str]:
         signed.format(d.b - d.a),
         f"{signed.format(d.low)} to {signed.format(d.high)}" if known else "",
         "" if d.p is None else f"{d.p:.2g}",
-        "" if d.spread is None else written.format(d.spread),
+        "" if d.p_seeds is None else f"{d.p_seeds:.2g}",
         d.verdict,
     ]
 
@@ -241,17 +281,21 @@ def _key(result: Result) -> str:
 
 
 def _require_same_images(a: Result, b: Result) -> None:
-    test_a, test_b = a.data.get("test") or {}, b.data.get("test") or {}
     if a.protocol != b.protocol:
         raise UserError(
             f"one result is of protocol {a.protocol!r}, the other of {b.protocol!r}: "
             "evaluate both by the same"
         )
-    if test_a.get("fingerprint") != test_b.get("fingerprint"):
-        raise UserError(
-            f"the test images differ ({test_a.get('images')} of {test_a.get('name')}, "
-            f"{test_b.get('images')} of {test_b.get('name')}): evaluate both on the same"
-        )
+    of_a, of_b = _measured_on(a), _measured_on(b)
+    if {part.get("fingerprint") for part in of_a} != {part.get("fingerprint") for part in of_b}:
+        told = (f"{part.get('images')} of {part.get('name')}" for part in [*of_a, *of_b])
+        raise UserError(f"the images differ ({', '.join(told)}): evaluate both on the same")
+
+
+def _measured_on(result: Result) -> list[dict[str, Any]]:
+    """The images that its numbers are of: each source's test, the test, or those of its health."""
+    parts = result.data.values() if result.protocol == "transfer" else [result.data]
+    return [part.get("test") or part.get("train") or {} for part in parts]
 
 
 def _told(results: Iterable[Result]) -> str:

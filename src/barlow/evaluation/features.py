@@ -1,7 +1,6 @@
 """Features once: the encoder runs over each image a single time, and the result is kept."""
 
 import hashlib
-import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,16 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from barlow.checkpoint import write_atomically
-from barlow.data import Preprocess, Source, eval_batches
+from barlow.data import Source, eval_batches, preprocess_of
 from barlow.data.source import hash_of
 from barlow.errors import UserError
+from barlow.evaluation import kept
 from barlow.ranks import (
     Devices,
     create_fabric,
@@ -31,10 +28,7 @@ from barlow.ranks import (
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-log = logging.getLogger(__name__)
-
 _VERSION = 2  # of what `Preprocess` computes
-_CACHE_BYTES = 4 * 2**30  # the least recently used features beyond this are removed
 
 
 def features_of(
@@ -74,16 +68,16 @@ def features_of(
     path = None
     if cache is not None:
         path = cache / f"{_fingerprint(encoder, part)}.safetensors"
-        kept = _read(path)
+        found = kept.read(path)
         # Either all ranks read or all compute: the folder need not be the same on every machine.
-        if all(_gathered(kept is not None)) and kept is not None:
-            return kept[0], rows[kept[1]]
+        if all(_gathered(found is not None)) and found is not None:
+            return found[0], rows[found[1]]
     if devices > 1 and _world_size() == 1 and not launched_from_outside():
         x, read = _extract_by_processes(encoder, part, batch_size, devices)
     else:
         x, read = _extract_together(encoder, part, batch_size)
     if path is not None and _rank() == 0:
-        _keep(path, x, read)
+        kept.keep(path, x, read)
     return x, rows[read]
 
 
@@ -204,17 +198,6 @@ def _device_of(encoder: nn.Module) -> torch.device:
     return next((p.device for p in encoder.parameters()), torch.device("cpu"))
 
 
-def preprocess_of(encoder: nn.Module) -> Preprocess:
-    """What images go through before an encoder; an error for one that does not say."""
-    preprocess = getattr(encoder, "preprocess", None)
-    if not isinstance(preprocess, Preprocess):
-        raise UserError(
-            f"this {type(encoder).__name__} has no preprocess: load it with barlow.load_encoder, "
-            "or set encoder.preprocess = barlow.data.Preprocess(image_size, mean=..., std=...)"
-        )
-    return preprocess
-
-
 def cache_folder() -> Path:
     """Where features are kept: $BARLOW_CACHE, by default ~/.cache/barlow/features."""
     return Path(os.environ.get("BARLOW_CACHE") or "~/.cache/barlow/features").expanduser()
@@ -238,7 +221,7 @@ def _gathered(value: Any) -> list[Any]:
 
 
 def _fingerprint(encoder: nn.Module, source: Source) -> str:
-    return hash_of([fingerprint_of(encoder), content_of(source)])
+    return hash_of([fingerprint_of(encoder), kept.content_of(source)])
 
 
 def fingerprint_of(encoder: nn.Module) -> str:
@@ -246,52 +229,10 @@ def fingerprint_of(encoder: nn.Module) -> str:
     digest = hashlib.sha256()
     # The text of the modules: two encoders may share all weights and differ in an activation.
     digest.update(f"{_VERSION}\n{encoder}\n{encoder.preprocess}".encode())
+    spec = getattr(encoder, "spec", None)
+    if spec is not None and spec.of_maps:  # the modules do not tell which maps are read
+        digest.update(f"\n{spec.pool} {spec.stages}".encode())
     for name, value in encoder.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:32]
-
-
-def content_of(source: Source) -> str:
-    """A hash of what the images are: all bytes, or for files their names, sizes and times."""
-    digest = hashlib.sha256(f"{len(source)} {source.in_chans}".encode())
-    for i in range(len(source)):
-        raw = source.records[i]
-        if isinstance(raw, str):
-            stat = os.stat(raw)
-            digest.update(f"{raw} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-        elif isinstance(raw, bytes):
-            digest.update(f"{len(raw)}\n".encode() + raw)
-        else:
-            digest.update(f"{raw.dtype} {raw.shape}\n".encode())
-            digest.update(np.asarray(raw).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _read(path: Path) -> tuple[Tensor, Tensor] | None:
-    from safetensors.torch import load_file
-
-    try:
-        kept = load_file(path)
-        os.utime(path)  # recently used
-        return kept["features"], kept["rows"]
-    except FileNotFoundError:
-        return None
-    except (OSError, SafetensorError, KeyError) as error:
-        log.warning("kept features in %s are damaged and made again: %s", path, error)
-        return None
-
-
-def _keep(path: Path, x: Tensor, rows: Tensor) -> None:
-    from safetensors.torch import save
-
-    try:
-        write_atomically(path, lambda f: f.write(save({"features": x, "rows": rows})))
-        files = sorted(path.parent.glob("*.safetensors"), key=lambda p: -p.stat().st_mtime)
-        total = 0
-        for file in files:
-            total += file.stat().st_size
-            if total > _CACHE_BYTES and file != path:
-                file.unlink(missing_ok=True)
-    except OSError as error:  # a full disk must not cost the evaluation
-        log.warning("features are not kept: %s", error)

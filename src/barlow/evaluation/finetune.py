@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from barlow.data import preprocess_of
 from barlow.errors import TrainingError, UserError
 from barlow.evaluation.classifier import Classifier, refuse_other, save_classifier, scores_of
 from barlow.evaluation.compared import Line, compared, encoder_at, view_preset
-from barlow.evaluation.features import preprocess_of
 from barlow.evaluation.metrics import classification, right
 from barlow.evaluation.result import Result, Row, pack
 from barlow.evaluation.subsets import split
@@ -118,8 +118,8 @@ def _row(
 ) -> tuple[Row, Classifier]:
     """One line of the table, and the classifier of its first seed."""
     name, make = line
-    found: list[dict[str, float]] = []
-    kept: tuple[Classifier, Tensor] | None = None
+    found, right_by_seed = list[dict[str, float]](), list[str]()
+    first: Classifier | None = None
     for i, part in enumerate(parts):
         start = make(seed + i)
         if rate is None:  # once a row: the labels of another seed want no other rate
@@ -127,14 +127,15 @@ def _row(
         classifier = _tuned(start, part, training, rate, seed + i)
         values, correct = _measure(classifier, part, test, training.batch_size)
         found.append(values)
-        if kept is None:
-            kept = classifier, correct
-    assert kept is not None
+        right_by_seed.append(pack(correct))
+        first = first or classifier
+    assert first is not None
     columns = {key: [values[key] for values in found] for key in found[0]}
-    spread = {k: statistics.stdev(v) for k, v in columns.items()} if len(found) > 1 else {}
+    by_seed = columns if len(found) > 1 else {}
+    spread = {k: statistics.stdev(v) for k, v in by_seed.items()}
     mean = {k: statistics.fmean(v) for k, v in columns.items()}
     chosen = {"rate": rate, "seeds": len(found)}
-    return Row(name, mean, spread, chosen, pack(kept[1])), kept[0]
+    return Row(name, mean, spread, by_seed, chosen, right_by_seed), first
 
 
 def choose_rate(encoder: nn.Module, part: Part, training: _Training, seed: int) -> float:

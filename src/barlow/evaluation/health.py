@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from barlow.address import key
-from barlow.data import Preprocess, Source, open_source
+from barlow.data import Preprocess, Source, open_source, preprocess_of
 from barlow.data.decode import BrokenImage
 from barlow.errors import UserError
 from barlow.evaluation.compared import compared, encoder_at
-from barlow.evaluation.features import cache_folder, features_of, preprocess_of
+from barlow.evaluation.features import cache_folder, features_of
 from barlow.evaluation.result import Result, Row
 from barlow.evaluation.spectrum import (
     alignment,

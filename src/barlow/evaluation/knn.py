@@ -58,22 +58,31 @@ def _top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return top, torch.where(at < size * k, within, at + size * (number - k))
 
 
+def weights(similarity: Tensor, temperature: float) -> Tensor:
+    """The neighbours' shares of the vote, exp(similarity / temperature) of their sum: `(Q, k)`.
+
+    Args:
+        similarity: `(Q, k)` float32, the largest first.
+        temperature: 0.07 in Wu et al. 2018, 0.1 in later work.
+    """
+    # Less the largest, so that exp does not overflow at small temperatures.
+    return ((similarity - similarity[:, :1]) / temperature).softmax(1)
+
+
 def vote(similarity: Tensor, targets: Tensor, temperature: float, k: int) -> Tensor:
-    """Average the targets of the k nearest, weighted by exp(similarity / temperature).
+    """Average the targets of the k nearest, by their `weights`.
 
     Args:
         similarity: `(Q, K)` float32, the largest first.
         targets: of the same neighbours: `(Q, K)` int64 classes are counted with `one_hot`
             beforehand; here `(Q, K, C)` float32.
-        temperature: 0.07 in Wu et al. 2018, 0.1 in later work.
+        temperature: of the weights.
         k: how many of the K to use.
 
     Returns:
         `(Q, C)` float32; for one-hot targets, the share of the vote of each class.
     """
-    # Less the largest, so that exp does not overflow at small temperatures.
-    weights = ((similarity[:, :k] - similarity[:, :1]) / temperature).softmax(1)  # (Q, k)
-    return torch.einsum("qk,qkc->qc", weights, targets[:, :k])
+    return torch.einsum("qk,qkc->qc", weights(similarity[:, :k], temperature), targets[:, :k])
 
 
 def knn_scores(

@@ -84,7 +84,8 @@ def read_labels(file: str | Path, ids: Sequence[str], kind: AnyKind) -> Labels:
     """
     columns, lines = _table(Path(file))
     places = _places(ids)
-    rows, cells, unknown = list[int](), list[list[str]](), list[str]()
+    rows, cells = list[int](), list[list[str]]()
+    unknown, empty = list[str](), list[str]()
     for name, *values in lines:
         row = places.get(name, places.get(Path(name).name))
         if row is None:
@@ -94,6 +95,8 @@ def read_labels(file: str | Path, ids: Sequence[str], kind: AnyKind) -> Labels:
         elif any(values) and (len(values) == 1 or all(values)):
             rows.append(row)
             cells.append(values)
+        else:
+            empty.append(name)
     if not rows:
         first = f"the first line names {lines[0][0]}" if lines else "it has no lines"
         raise UserError(f"{file} labels no image of the source: {first}, images are like {ids[0]}")
@@ -102,6 +105,8 @@ def read_labels(file: str | Path, ids: Sequence[str], kind: AnyKind) -> Labels:
         raise UserError(f"{file} labels {ids[twice]} twice: give one line an image")
     if unknown:
         log.warning("%s: %d images are not there, first %s", file, len(unknown), unknown[0])
+    if empty:
+        log.warning("%s: %d images have no value, first %s", file, len(empty), empty[0])
     found = _kind(cells) if kind == "auto" else kind
     order = torch.tensor(rows).argsort()
     names, values_of = _READERS[found](columns, cells, str(file))

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from barlow.data import preprocess_of
 from barlow.errors import UserError
 from barlow.evaluation.compared import compared, encoder_at, view_preset
-from barlow.evaluation.features import cache_folder, features_of, preprocess_of
+from barlow.evaluation.features import cache_folder, features_of
 from barlow.evaluation.knn import knn_scores
 from barlow.evaluation.labels import AnyKind, Kind
 from barlow.evaluation.linear import LinearClassifier, logistic_probe
@@ -230,5 +231,5 @@ def _augmented(
     return found, {"rate": rate}
 
 
-def _correct(task: Task, scores: Tensor, y: Tensor) -> str | None:
-    return pack(right(scores, y)) if task.kind == "classes" else None
+def _correct(task: Task, scores: Tensor, y: Tensor) -> list[str]:
+    return [pack(right(scores, y))] if task.kind == "classes" else []

@@ -41,18 +41,25 @@ class Row:
 
     Attributes:
         name: "with pretraining", "without pretraining", "raw pixels", "supervised weights".
-        values: the numbers, fractions where the table shows percent.
+        values: the numbers, fractions where the table shows percent; means over the seeds.
         spread: standard deviation over seeds, where there were several.
+        by_seed: each number of each seed, where there were several.
         chosen: what was chosen on held-out training images, such as the penalty.
-        correct: for each test image, in order, whether it was classified correctly; packed bits
-            in base64 (of the first seed), so that two results can be compared image by image.
+        correct: for each seed, whether each test image, in order, was classified correctly; packed
+            bits in base64, so that two results can be compared image by image.
     """
 
     name: str
     values: dict[str, float]
     spread: dict[str, float] = field(default_factory=dict)
+    by_seed: dict[str, list[float]] = field(default_factory=dict)
     chosen: dict[str, Any] = field(default_factory=dict)
-    correct: str | None = None
+    correct: list[str] = field(default_factory=list)
+
+    @property
+    def seeds(self) -> int:
+        """How many trainings the numbers are means of."""
+        return int(self.chosen.get("seeds", 1))
 
 
 @dataclass(frozen=True)
@@ -98,20 +105,22 @@ class Result:
     def table(self) -> "Table":
         """The table for a terminal."""
         from rich.table import Table
+        from rich.text import Text
 
         (corner, *headings), *lines = self.cells()
-        table = Table(caption=self.caption(), caption_justify="left")
+        # Text, or rich would take brackets in a name for markup.
+        table = Table(caption=Text(self.caption(), "table.caption"), caption_justify="left")
         table.add_column(corner, no_wrap=True)
         for heading in headings:
             table.add_column(heading, justify="right")
         for line in lines:
-            table.add_row(*line)
+            table.add_row(*map(Text, line))
         return table
 
     def caption(self) -> str:
         """One line on the data."""
         train, test = self.data.get("train"), self.data.get("test")
-        if not train or not test:
+        if self.protocol == "transfer" or not train or not test:  # there, names of sources
             return ""
         return (
             f"{train['images']} training images of {train['name']}, "
@@ -138,7 +147,7 @@ class Result:
         """
         try:
             values = json.loads(Path(path).read_text())
-            rows = tuple(Row(**row) for row in values.pop("rows"))
+            rows = tuple(_row(row) for row in values.pop("rows"))
             if values.pop("version") != _VERSION:
                 raise UserError(f"{path} is of another version of barlow: evaluate again")
             return cls(rows=rows, **values)
@@ -146,6 +155,12 @@ class Result:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{path} is no result of barlow evaluate: {error}") from error
+
+
+def _row(values: dict[str, Any]) -> Row:
+    correct = values.pop("correct", None) or []
+    # Before there were lists: the bits of the first seed alone.
+    return Row(**values, correct=[correct] if isinstance(correct, str) else correct)
 
 
 def _cell(row: Row, key: str) -> str:

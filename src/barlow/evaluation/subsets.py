@@ -1,5 +1,7 @@
 """Which labels may be used: balanced, seeded parts of the labelled images."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,15 +11,18 @@ from barlow.errors import UserError
 _SUBSET, _HELD_OUT = 101, 102  # separate streams of random numbers
 
 
-def labels_per_class(y: Tensor, k: int, seed: int = 0) -> Tensor:
+def labels_per_class(
+    y: Tensor, k: int, seed: int = 0, names: Sequence[str] | None = None
+) -> Tensor:
     """Choose k images of every class.
 
     A larger k with the same seed takes the same images and more, so that curves over k compare.
 
     Args:
         y: `(M,)` int64 labels.
-        k: images of each class.
+        k: images of each class; a class without any is left out.
         seed: which of the choices.
+        names: what the classes are called in the error.
 
     Returns:
         Sorted int64 indices into `y`.
@@ -35,8 +40,9 @@ def labels_per_class(y: Tensor, k: int, seed: int = 0) -> Tensor:
     present = counts.nonzero().flatten()
     fewest = int(present[counts[present].argmin()])
     if counts[fewest] < k:
+        name = names[fewest] if names else fewest
         raise UserError(
-            f"{k} labels per class asked for, but class {fewest} has only {int(counts[fewest])}: "
+            f"{k} labels per class asked for, but class {name} has only {int(counts[fewest])}: "
             f"ask for {int(counts[fewest])} or fewer"
         )
     return _of_each_class(y, [k if count else 0 for count in counts.tolist()], seed, _SUBSET)

@@ -1,8 +1,8 @@
 """The labelled images of an evaluation: opened, their labels aligned, train apart from test."""
 
 import hashlib
+import os
 from dataclasses import dataclass, replace
-from os.path import normpath
 from typing import Any
 
 import torch
@@ -88,14 +88,8 @@ class Task:
             chosen = label_fraction(y, fraction, seed)
         else:
             assert per_class is not None
-            counts = torch.bincount(y, minlength=len(self.names))
-            fewest = int(counts.argmin())
-            if counts[fewest] < per_class:
-                raise UserError(
-                    f"{per_class} labels per class asked for, but class {self.names[fewest]!r} of "
-                    f"{self.train.source.name} has {int(counts[fewest])}: ask for fewer"
-                )
-            chosen = labels_per_class(y, per_class, seed)
+            told = [f"{name!r} of {self.train.source.name}" for name in self.names]
+            chosen = labels_per_class(y, per_class, seed, told)
         return replace(self, train=self.train.take(chosen))
 
     def described(self) -> dict[str, Any]:
@@ -142,7 +136,7 @@ def open_task(
     test = train if test is None else test
     first = open_source(train, "train", in_chans=in_chans, limit=limit)
     second = open_source(test, "test", in_chans=in_chans, limit=limit)
-    same = normpath(train) == normpath(test) and first.fingerprint == second.fingerprint
+    same = _place(train) == _place(test) and first.fingerprint == second.fingerprint
     known = read_labels(labels, first.ids, kind) if labels else labels_of(first)
     if same and test_labels is None:
         known, held_out = _divided(known)
@@ -162,6 +156,12 @@ def open_task(
         known.names,
         known.kind,
     )
+
+
+def _place(source: str) -> str:
+    """Where a source is: one path, however a file or folder is written."""
+    path = os.path.expanduser(source.partition("::")[0])
+    return os.path.realpath(path) if os.path.exists(path) else source
 
 
 def _divided(known: Labels) -> tuple[Labels, Labels]:

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from barlow.errors import one_line
+
 if TYPE_CHECKING:
     from barlow.report.seen import Seen
     from barlow.run import Run
@@ -49,6 +51,5 @@ def look_if_possible(run: "Run") -> "Seen | None":
     try:
         return look(run)
     except Exception as error:  # the rest of the page is worth having
-        why = " ".join(str(error).split())
-        log.warning("the report of %s goes without its images: %s", run.path, why)
+        log.warning("the report of %s goes without its images: %s", run.path, one_line(error))
         return None

@@ -1,10 +1,7 @@
 """What a run's folder says of it, without its images or its encoder."""
 
-import csv
 import re
-import shlex
-from dataclasses import dataclass, fields
-from json import dumps
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +91,7 @@ def collect(run: Run) -> Facts:
         [Result.load(path) for path in results],
         run.starts(),
         _warnings(run.log_file),
-        _skipped(run.skipped_file),
+        list(run.skipped().items()),
     )
 
 
@@ -150,33 +147,6 @@ def told(result: Result) -> str:
     return ", ".join(parts)
 
 
-def command(settings: Settings, out: str) -> str:
-    """The command that makes a run with these settings, whatever a recipe's values are by then.
-
-    Example:
-        >>> command(Settings("cifar10", projector=[512, 512], compile=True), "runs/a")
-        'barlow pretrain cifar10 --out runs/a --projector 512 512 --compile'
-    """
-    parts = ["barlow", "pretrain", settings.source, "--out", out]
-    usual = Settings(settings.source)
-    for field in fields(Settings):
-        value = getattr(settings, field.name)
-        if field.name == "source" or value == getattr(usual, field.name):
-            continue
-        flag = f"--{field.name.replace('_', '-')}"
-        if isinstance(value, bool):
-            parts.append(flag if value else flag.replace("--", "--no-", 1))
-        elif isinstance(value, dict):
-            parts += [flag, dumps(value)]
-        elif value and isinstance(value, list) and isinstance(value[0], str):
-            parts += [flag, ",".join(value)]
-        elif isinstance(value, list):
-            parts += [flag, *map(str, value)]
-        else:
-            parts += [flag, str(value)]
-    return shlex.join(parts)
-
-
 def _row(result: Result, name: str) -> Row | None:
     """The first row of that name; k-NN has one for each k."""
     return next((row for row in result.rows if row.name.split(",")[0] == name), None)
@@ -185,12 +155,6 @@ def _row(result: Result, name: str) -> Row | None:
 def _warnings(log: Path) -> list[tuple[str, str]]:
     if not log.exists():
         return []
-    found = re.finditer(r"^(\S+ [\d:]+),\d+ (?:WARNING|ERROR) (.*)$", log.read_text(), re.MULTILINE)
+    text = log.read_text(errors="replace")
+    found = re.finditer(r"^(\S+ [\d:]+),\d+ (?:WARNING|ERROR) (.*)$", text, re.MULTILINE)
     return [(match[1], match[2]) for match in found]
-
-
-def _skipped(file: Path) -> list[tuple[str, str]]:
-    if not file.exists():
-        return []
-    with open(file, newline="") as lines:
-        return [(row["id"], row["reason"]) for row in csv.DictReader(lines)]

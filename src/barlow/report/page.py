@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from html import escape
 
+from barlow.command import command
 from barlow.report.charts import Series, chart, number
-from barlow.report.facts import Facts, Verdict, command, told, verdict
+from barlow.report.facts import Facts, Verdict, told, verdict
 from barlow.report.html import Section, document, folded, listing, table
 from barlow.report.pictures import confusion, map_of, matrices, neighbours, spectra, views
 from barlow.report.seen import Seen

@@ -166,6 +166,11 @@ def look(run: Run) -> Seen:
 def _images(settings: Settings) -> tuple[Source, Source, bool]:
     """Images to look among, images to look at, and whether the latter are held out."""
     train, new = training_images(settings), held_out(settings)
+    for images in (train, new):
+        if images:
+            images.max_broken = (
+                1.0  # whether there are too many is judged where they are trained on
+            )
     chosen = spread(len(train), _BANK)
     if new:
         return train.part(chosen), new.part(spread(len(new), _QUERIES)), True

@@ -3,25 +3,27 @@
 import dataclasses
 import json
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import yaml
 from torch import nn
 
 from barlow import __version__
-from barlow.data import Preprocess
+from barlow.command import command
+from barlow.data import preprocess_of
 from barlow.encoders import STEM_STRIDE, spec_of
 from barlow.evaluation.result import Result
 from barlow.run import Run
 from barlow.settings import Settings
 
 _PAPER = "[Barlow Twins](https://arxiv.org/abs/2103.03230) (Zbontar et al. 2021)"
+_HALF = " (matrices and filters rounded to float16; loading makes float32 of them)"
 # What says where and how often something was done, not what.
 _NOT_TOLD = {
     *("devices", "accelerator", "workers", "compile"),
-    *("save_every", "save_minutes", "eval_every", "log_every"),
+    *("save_every", "save_minutes", "eval_every", "log_every", "track"),
 }
 
 
@@ -66,14 +68,14 @@ def _head(settings: Settings | None, license: str) -> str:
 
 
 def _what(encoder: nn.Module, trained_here: bool) -> str:
-    spec, how = spec_of(encoder), encoder.preprocess
-    assert isinstance(how, Preprocess)
+    spec, how = spec_of(encoder), preprocess_of(encoder)
     millions = sum(p.numel() for p in encoder.parameters()) / 1e6
+    half = any(p.dtype == torch.float16 for p in encoder.parameters())
+    size = how.image_size
     return (
         f"An image encoder{f', trained with {_PAPER}' if trained_here else ''}: {spec.name}"
-        f"{_stem(spec.stem)}, "
-        f"{millions:.1f} million parameters; {how.in_chans} x {how.image_size} x {how.image_size} "
-        f"in, {encoder.num_features} features out.\n"
+        f"{_stem(spec.stem)}, {millions:.1f} million parameters{_HALF if half else ''}; "
+        f"{how.in_chans} x {size} x {size} in, {encoder.num_features} features out.\n"
     )
 
 
@@ -139,7 +141,8 @@ def _training(run: Run, settings: Settings) -> str:
             f"invariance term was {last['invariance']:.4g}, the redundancy-reduction term "
             f"{last['redundancy']:.4g}.\n"
         )
-    return f"## Training\n```\n{_command(settings)}\n```\n{told}"
+    again = command(settings, "RUN", _NOT_TOLD, shown)
+    return f"## Training\n```\n{again}\n```\n{told}"
 
 
 def _results(run: Run) -> str:
@@ -151,34 +154,24 @@ def _results(run: Run) -> str:
 
 def _result(result: Result) -> str:
     options = ", ".join(
-        f"{name} {value}"
+        f"{name} {_value(value)}"
         for name, value in result.settings.items()
         if name not in ("encoder", "train", "test", "batch_size") and _is_told(value)
     )
-    data = "; ".join(
+    sources = result.settings.get("sources", [])  # of a transfer, whose rows begin with them
+    data = [
         f"{part}: {told['images']} images of `{shown(str(told['name']))}`"
         for part in ("train", "test")
-        if (told := result.data.get(part))
-    )
-    return f"{_markdown(result.cells())}\n{data}. {options}.\n"
+        if not sources and (told := result.data.get(part))
+    ]
+    heading, *rows = result.cells()
+    table = [heading, *([_row_name(name, sources), *cells] for name, *cells in rows)]
+    return f"{_markdown(table)}\n{'. '.join([*data, options])}.\n"
 
 
-def _command(settings: Settings) -> str:
-    """The command that makes the run again, of options that differ from their defaults."""
-    usual = Settings(settings.source)
-    words = ["barlow", "pretrain", shown(settings.source), "--out", "RUN"]
-    for field in dataclasses.fields(Settings):
-        value = getattr(settings, field.name)
-        if field.name in {"source", *_NOT_TOLD} or value == getattr(usual, field.name):
-            continue
-        flag = field.name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        elif isinstance(value, list):
-            words += [f"--{flag}", *map(str, value)]
-        else:
-            words += [f"--{flag}", _value(value)]
-    return shlex.join(words)
+def _row_name(name: str, sources: Sequence[str]) -> str:
+    source = next((source for source in sources if name.startswith(f"{source}, ")), "")
+    return shown(source) + name.removeprefix(source)
 
 
 def _is_told(value: object) -> bool:
@@ -188,6 +181,8 @@ def _is_told(value: object) -> bool:
 def _value(value: object) -> str:
     if isinstance(value, str):
         return shown(value)
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
     return json.dumps(value)
 
 
@@ -199,7 +194,8 @@ def shown(place: str) -> str:
         ('photos/2026', 'hf://owner/name', 'cifar10')
     """
     path = Path(place)
-    return "/".join(path.parts[-2:]).lstrip("/") if path.is_absolute() else place
+    whole = path.is_absolute() or place.startswith("~")
+    return "/".join(path.parts[-2:]).lstrip("/") if whole else place
 
 
 def _shown_in(text: str, place: str) -> str:

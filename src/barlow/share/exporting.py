@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from barlow.checkpoint import write_atomically
-from barlow.data import Preprocess
+from barlow.data import preprocess_of
 from barlow.encoders import spec_of
 from barlow.errors import UserError
 from barlow.share.architectures import torchvision_names
@@ -211,17 +211,6 @@ def _greatest_difference(
             )
         worst = max(worst, difference)
     return worst
-
-
-def preprocess_of(encoder: nn.Module) -> Preprocess:
-    """What images go through before an encoder."""
-    preprocess = getattr(encoder, "preprocess", None)
-    if not isinstance(preprocess, Preprocess):
-        raise UserError(
-            f"this {type(encoder).__name__} has no preprocess: load it with barlow.load_encoder, "
-            "or set encoder.preprocess"
-        )
-    return preprocess
 
 
 def _description(encoder: nn.Module) -> str:

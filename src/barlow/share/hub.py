@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from barlow.errors import UserError
+from barlow.errors import UserError, one_line
 from barlow.share.timm_folder import WEIGHTS_FILES
 
 PREFIX = "hf://"
@@ -37,13 +37,13 @@ def download(where: str) -> Path:
                 snapshot_download(repo, revision=at, local_files_only=True, allow_patterns=[])
             )
         except Exception:
-            raise UserError(f"cannot download {where}: {_one_line(error)}") from error
+            raise UserError(f"cannot download {where}: {one_line(error, 300)}") from error
         names = [str(p.relative_to(cached)) for p in cached.rglob("*") if p.is_file()]
     chosen = [file] if file else _choose(names, where)
     try:
         paths = [Path(hf_hub_download(repo, name, revision=at)) for name in chosen]
     except Exception as error:
-        raise UserError(f"cannot download {where}: {_one_line(error)}") from error
+        raise UserError(f"cannot download {where}: {one_line(error, 300)}") from error
     return paths[0] if len(paths) == 1 else paths[0].parent
 
 
@@ -59,7 +59,3 @@ def _choose(names: list[str], where: str) -> list[str]:
             f"give one, as {where.rstrip('/')}/FILE"
         )
     return weights
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,11 +1,14 @@
 """What comes of loading: an encoder, perhaps its projector, and a line on what was found."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
+from barlow.data import Preprocess
+from barlow.encoders import EncoderSpec
 from barlow.errors import UserError
 
 
@@ -22,6 +25,13 @@ class Loaded:
     encoder: nn.Module
     projector: dict[str, Tensor] = field(default_factory=dict)
     origin: str = ""
+
+
+def built(description: Mapping[str, Any]) -> nn.Module:
+    """The encoder that a file describes, with its `preprocess` and without its weights."""
+    encoder = EncoderSpec.from_dict(description["encoder"]).build()
+    encoder.preprocess = Preprocess(**description["preprocess"])
+    return encoder
 
 
 def load_weights(

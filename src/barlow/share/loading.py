@@ -9,13 +9,11 @@ from typing import Any
 from torch import nn
 
 from barlow.checkpoint import load_last
-from barlow.data import Preprocess
-from barlow.encoders import EncoderSpec
-from barlow.errors import UserError
+from barlow.errors import UserError, reading
 from barlow.share import hub
 from barlow.share.architectures import timm_names
 from barlow.share.foreign import load_foreign
-from barlow.share.loaded import Loaded, load_weights
+from barlow.share.loaded import Loaded, built, load_weights
 from barlow.share.projectors import find_projector
 from barlow.share.reading import read_weights
 from barlow.share.timm_folder import load_timm_folder
@@ -89,25 +87,19 @@ def _at(path: Path, told: str) -> Loaded:
 def _in_file(path: Path, told: str) -> Loaded:
     weights = read_weights(path)
     if "barlow" in weights.metadata:
-        built = json.loads(weights.metadata["barlow"])
-        tensors = timm_names(weights.tensors)
-        return Loaded(_build(built["encoder"], built["preprocess"], tensors, told))
+        with reading(told):
+            encoder = built(json.loads(weights.metadata["barlow"]))
+        load_weights(encoder, timm_names(weights.tensors), told)
+        return Loaded(encoder)
     if {"encoder", "preprocess", "model"} <= weights.state.keys():
         return _of_run(weights.state, told)
     return load_foreign(weights, told)
 
 
 def _of_run(state: dict[str, Any], told: str) -> Loaded:
-    model = state["model"]
+    with reading(told):
+        model = state["model"]
+        encoder = built(state)
     weights = {k.removeprefix("encoder."): v for k, v in model.items() if k.startswith("encoder.")}
-    encoder = _build(state["encoder"], state["preprocess"], weights, told)
-    return Loaded(encoder, find_projector(model))
-
-
-def _build(
-    spec: dict[str, Any], preprocess: dict[str, Any], weights: dict[str, Any], told: str
-) -> nn.Module:
-    encoder = EncoderSpec.from_dict(spec).build()
     load_weights(encoder, weights, told)
-    encoder.preprocess = Preprocess(**preprocess)
-    return encoder
+    return Loaded(encoder, find_projector(model))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 
 from barlow.checkpoint import write_text
-from barlow.errors import UserError
+from barlow.errors import UserError, one_line
 from barlow.share.card import model_card
 from barlow.share.loading import load_encoder
 from barlow.share.timm_folder import halve, save_encoder
@@ -57,9 +57,9 @@ def push(
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise UserError(f"{repository!r} is no name of a repository: give OWNER/NAME")
     module = load_encoder(encoder)
-    card = model_card(module, encoder, repository, license)
     if half:
         halve(module)
+    card = model_card(module, encoder, repository, license)
     if dry_run:
         return _write(module, card, Path(tempfile.mkdtemp(prefix="barlow-push-")))
     with tempfile.TemporaryDirectory(prefix="barlow-push-") as folder:
@@ -84,8 +84,8 @@ def _upload(folder: str, repository: str, private: bool) -> str:
             repo_id=repository, folder_path=folder, commit_message="Add an encoder of barlow-twins"
         )
     except Exception as error:  # of the hub, of its transport, or for want of a token
-        told = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(
-            f"the hub did not take {repository}: {told}; to log in, `hf auth login` or set HF_TOKEN"
+            f"the hub did not take {repository}: {one_line(error, 300)}; to log in, "
+            "`hf auth login` or set HF_TOKEN"
         ) from error
     return f"{api.endpoint}/{repository}"

@@ -9,10 +9,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from barlow.checkpoint import write_atomically, write_text
-from barlow.data import Preprocess
-from barlow.encoders import STEM_STRIDE, EncoderSpec, size_args, spec_of
-from barlow.errors import UserError
-from barlow.share.loaded import Loaded, load_weights
+from barlow.data import preprocess_of
+from barlow.encoders import STEM_STRIDE, size_args, spec_of
+from barlow.errors import reading
+from barlow.share.loaded import Loaded, built, load_weights
 from barlow.share.reading import read_weights
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -33,8 +33,7 @@ def save_encoder(encoder: nn.Module, folder: Path) -> None:
         encoder: from `create_encoder` or `load_encoder`, with its `preprocess`.
         folder: made if need be; its two files are replaced.
     """
-    spec, preprocess = spec_of(encoder), encoder.preprocess
-    assert isinstance(preprocess, Preprocess)
+    spec, preprocess = spec_of(encoder), preprocess_of(encoder)
     weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
     model_args = size_args(spec.name, spec.image_size) | spec.model_args
     if spec.of_maps:
@@ -88,32 +87,30 @@ def load_timm_folder(folder: Path, told: str) -> Loaded:
     Raises:
         UserError: if a file is missing or damaged, or the weights do not fit the architecture.
     """
-    try:
+    with reading(told, "is not a whole timm folder, or of another version of barlow"):
         config = json.loads((folder / "config.json").read_text())
         files = [folder / name for name in WEIGHTS_FILES]
         weights = read_weights(next((f for f in files if f.exists()), files[0])).tensors
-        name = str(config["architecture"])
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{told} is not a whole timm folder: {error}") from error
-    data = config.get("pretrained_cfg", config)
-    if "barlow" in config:
-        spec = EncoderSpec.from_dict(config["barlow"]["encoder"])
-        preprocess = Preprocess(**config["barlow"]["preprocess"])
+        ours = "barlow" in config
+        encoder = built(config["barlow"] if ours else _description(config))
+        spec = spec_of(encoder)
         if spec.stem != "standard":
             weights = _reduce_stem(weights, spec.stem)
-    else:
-        in_chans, image_size, _ = data.get("input_size", (3, 224, 224))
-        settled = ("in_chans", "img_size", "num_classes")
-        args = {k: v for k, v in config.get("model_args", {}).items() if k not in settled}
-        spec = EncoderSpec(name, image_size, in_chans, "standard", args)
-        preprocess = Preprocess(
-            image_size, mean=data.get("mean"), std=data.get("std"), in_chans=in_chans
-        )
-    encoder = spec.build()
     matched = load_weights(encoder, weights, told)
-    encoder.preprocess = preprocess
-    ours = "barlow" in config
-    return Loaded(encoder, origin="" if ours else f"{told} is of timm: {name}, {matched}")
+    return Loaded(encoder, origin="" if ours else f"{told} is of timm: {spec.name}, {matched}")
+
+
+def _description(config: dict[str, Any]) -> dict[str, Any]:
+    """What timm's own configuration says of an encoder, as ours would."""
+    data = config.get("pretrained_cfg", config)
+    in_chans, image_size, _ = data.get("input_size", (3, 224, 224))
+    settled = ("in_chans", "img_size", "num_classes")
+    args = {k: v for k, v in config.get("model_args", {}).items() if k not in settled}
+    size = {"image_size": image_size, "in_chans": in_chans}
+    return {
+        "encoder": {"name": config["architecture"], "stem": "standard", "model_args": args, **size},
+        "preprocess": {"mean": data.get("mean"), "std": data.get("std"), **size},
+    }
 
 
 def _enlarge_stem(weights: dict[str, Tensor], stem: str) -> dict[str, Tensor]:

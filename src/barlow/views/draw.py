@@ -1,6 +1,5 @@
 """A picture of what the encoder will be asked to ignore."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +7,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from barlow.checkpoint import write_atomically
+from barlow.errors import UserError
 from barlow.views.two_views import TwoViews
 
 _GAP = 8  # pixels between pictures
@@ -23,15 +24,18 @@ def draw_views(
     Args:
         images: `(N, C, H, W)` uint8, or a sequence of `(C, H, W)` uint8 of any sizes.
         views: what draws the views; the picture shows them before normalisation.
-        out: the file to write; it appears whole or not at all.
+        out: the file to write, and its folder; it appears whole or not at all.
         key: of the views.
 
     Returns:
         `out` as a path.
 
     Raises:
-        UserError: images of another type or number of channels.
+        UserError: images of another type or number of channels, or `out` is a folder.
     """
+    out = Path(out)
+    if out.is_dir():
+        raise UserError(f"{out} is a folder: name a PNG file in it, such as {out / 'views.png'}")
     # Small views are magnified by whole pixels, so that a person sees the pixels.
     cell = views.image_size * max(1, 96 // views.image_size)
     width = len(_CAPTIONS) * (cell + _GAP) + _GAP
@@ -46,13 +50,7 @@ def draw_views(
             left = _GAP + column * (cell + _GAP) + (cell - drawn.width) // 2
             top = _CAPTION + row * (cell + _GAP) + (cell - drawn.height) // 2
             sheet.paste(drawn, (left, top))
-    out = Path(out)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        sheet.save(partial, format="PNG")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(out, lambda file: sheet.save(file, format="PNG"))
     return out
 
 

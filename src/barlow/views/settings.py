@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from barlow.errors import UserError
@@ -60,18 +61,21 @@ class ViewSettings:
         """Refuse what no draw can serve, in words.
 
         Raises:
-            UserError: a number outside its range.
+            UserError: a number outside its range, or what is none.
         """
+        for field in dataclasses.fields(self):
+            if field.type is float and not isinstance(value := getattr(self, field.name), Real):
+                raise UserError(f"{field.name} is a number: give one, not {value!r}")
         for name in (
             "horizontal_flip", "vertical_flip", "jitter", "greyscale", "blur", "solarise", "noise",
         ):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is a probability: {getattr(self, name)} is not in 0 to 1")
         for name in ("crop_scale", "crop_ratio", "zoom", "blur_sigma", "noise_std"):
-            pair = tuple(getattr(self, name))  # a recipe gives a list
-            object.__setattr__(self, name, pair)
-            if len(pair) != 2 or not 0 <= pair[0] <= pair[1]:
+            pair = getattr(self, name)
+            if not _is_pair(pair) or not 0 <= pair[0] <= pair[1]:
                 raise UserError(f"{name} is a range: give two numbers, low then high, not {pair}")
+            object.__setattr__(self, name, tuple(pair))  # a recipe gives a list
         for name in ("brightness", "contrast", "saturation"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is a strength: {getattr(self, name)} is below 0")
@@ -88,6 +92,14 @@ class ViewSettings:
     def turns(self) -> bool:
         """Whether the view needs sampling off the pixel grid after the crop."""
         return bool(self.rotation or self.translation or self.shear) or self.zoom != (1.0, 1.0)
+
+
+def _is_pair(value: object) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and all(isinstance(number, Real) for number in value)
+    )
 
 
 _PAPER = ViewSettings()
