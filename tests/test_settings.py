@@ -1,7 +1,8 @@
 import pytest
 
+from barlow.cli.options import add_options, new_parser, parse
 from barlow.errors import UserError
-from barlow.settings import Settings
+from barlow.settings import Settings, load_recipe
 
 
 @pytest.mark.parametrize(
@@ -28,3 +29,15 @@ def test_yamls_texts_of_numbers_are_numbers(tmp_path):
     (tmp_path / "mine.yaml").write_text("lr: 1e-3\nweight_decay: 1e-6\n")
     settings = Settings.of("cifar10", tmp_path / "mine.yaml")
     assert (settings.lr, settings.weight_decay) == (1e-3, 1e-6)
+
+
+def test_the_source_that_is_given_is_that_of_no_recipe(tmp_path):
+    """A run's config.yaml is a recipe, and says what that run was trained on."""
+    recipe = tmp_path / "config.yaml"
+    recipe.write_text("source: others\nseed: 3\n")
+    settings = Settings.of("mine", recipe)
+    assert (settings.source, settings.seed) == ("mine", 3)
+    parser = new_parser("pretrain", "")
+    add_options(parser, Settings, load_recipe(recipe))
+    assert parse(parser, ["mine"])["source"] == "mine"
+    assert parse(parser, [])["source"] == "others"

@@ -2,14 +2,21 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from barlow import address
-from barlow.data import Loader, Preprocess, Source, open_held_out, open_source
+from barlow.data import (
+    Loader,
+    Preprocess,
+    Source,
+    open_held_out,
+    open_source,
+    preprocess_of,
+)
 from barlow.data.decode import BrokenImage
 from barlow.encoders import create_encoder, spec_of
 from barlow.errors import UserError, one_line
@@ -60,8 +67,7 @@ def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
     `encoder.origin` has a line on each part that does not start at random.
     """
     size = settings.eval_size or settings.image_size
-    preprocess = Preprocess(size, in_chans=settings.channels)
-    start = None
+    start, colours = None, dict[str, Any]()
     if settings.init:
         start = load(settings.init)
         encoder = start.encoder
@@ -71,6 +77,8 @@ def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
                 f"--init {settings.init} is an encoder of {in_chans} channel(s), "
                 f"--channels is {settings.channels}: give the same"
             )
+        of_start = preprocess_of(encoder)
+        colours = {"mean": of_start.mean, "std": of_start.std}
     else:
         encoder = create_encoder(
             settings.encoder,
@@ -82,7 +90,12 @@ def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
             stages=settings.stages,
             **settings.encoder_args,
         )
+        if settings.pretrained and settings.channels == 3:
+            data: Any = encoder.pretrained_cfg
+            colours = {"mean": data["mean"], "std": data["std"]}
     _try(encoder, settings)
+    # As the weights that it starts from have seen images, else as ImageNet's are.
+    preprocess = Preprocess(size, in_chans=settings.channels, **colours)
     encoder.preprocess = preprocess
     criterion = BarlowTwinsLoss(settings.lambd, scale=settings.loss_scale, equal_batches=True)
     model = BarlowTwins(encoder, settings.projector, criterion=criterion)

@@ -1,6 +1,7 @@
 """Files that are whole or not there: checkpoints and everything else that a run writes."""
 
 import contextlib
+import errno
 import logging
 import os
 import pickle
@@ -33,6 +34,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Raises:
         OSError: if the disk is full or the folder not writable; what was at `path` is untouched.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

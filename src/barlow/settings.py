@@ -171,7 +171,7 @@ class Settings:
         """
         values = {**(recipe_beside(recipe, overrides) if recipe else {}), **overrides}
         check_names(values, recipe)
-        return cls(**{"source": source, **values})
+        return cls(**{**values, "source": source})  # a run's config.yaml, as a recipe, has one too
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `config.yaml` holds them, learning rates included."""

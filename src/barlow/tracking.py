@@ -121,9 +121,8 @@ class Tracked(Reporter):
         state = load_last(self._run.last_checkpoint)
         if state is None:
             return {}
-        source = training_images(self._settings)
-        number = min(256, self._settings.batch_size, len(source))
-        images = [source[i * len(source) // number] for i in range(number)]
+        source = training_images(self._settings).spread(min(256, self._settings.batch_size))
+        images = [source[i] for i in range(len(source))]
         matrices = start_and_now(self._settings, state, images)
         names = ("matrix_at_the_start", "matrix_at_the_end")
         return {name: _on_white(heat_map(m)) for name, m in zip(names, matrices, strict=True)}

@@ -51,6 +51,14 @@ def test_a_recipe_that_cannot_be_read(tmp_path, refused, recipe, told):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_place_that_cannot_be_written(tmp_path, refused):
+    export = ["export", "cifar10-small", "--format", "safetensors", "--out"]
+    (tmp_path / "file").touch()
+    told = refused(*export, tmp_path / "file" / "e.safetensors")
+    assert f"cannot use {tmp_path / 'file'}" in told
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
 @pytest.fixture
 def run(tmp_path):
     run = Run(tmp_path / "run")

@@ -5,8 +5,10 @@ from torch import nn
 import barlow
 from barlow.assembly import build_model
 from barlow.checkpoint import load_checkpoint
+from barlow.data import Preprocess
 from barlow.model import create_projector
 from barlow.settings import Settings
+from barlow.share import save_encoder
 
 TINY = {"recipe": "demo", "epochs": 1, "limit": 64, "batch_size": 32, "accelerator": "cpu"}
 
@@ -53,3 +55,14 @@ def test_pretraining_starts_from_encoder_and_projector_of_a_checkpoint_of_ours(t
     state = load_checkpoint(run.last_checkpoint)["model"]
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert model.encoder.origin == "the projector too starts from the file: 128-16-16"
+
+
+def test_images_are_normalised_as_for_the_weights_that_it_starts_from(tmp_path):
+    encoder = barlow.create_encoder("resnet18", 32, channels=[8, 16, 24, 32])
+    encoder.preprocess = Preprocess(32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+    save_encoder(encoder, tmp_path / "encoder")
+    started = Settings("mnist5k", init=str(tmp_path / "encoder"), image_size=24, eval_size=40)
+    _, preprocess = build_model(started)
+    assert preprocess.mean == (0.4, 0.5, 0.6)
+    assert preprocess.std == (0.2, 0.3, 0.25)
+    assert preprocess.image_size == 40

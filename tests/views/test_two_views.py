@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from barlow.errors import UserError
-from barlow.views import PRESETS, TwoViews
+from barlow.views import PRESETS, TwoViews, geometry
 
 
 def photographs(n: int, size: int = 32, channels: int = 3) -> torch.Tensor:
@@ -132,3 +132,18 @@ def test_the_pieces_a_batch_is_worked_on_in_change_no_bit(size, preset, monkeypa
     for pixels in (size**2, 3 * size**2):
         monkeypatch.setattr("barlow.views.two_views._CHUNK", pixels)
         torch.testing.assert_close(views(images, key=4), whole, rtol=0, atol=0)
+
+
+def test_elsewhere_than_on_the_cpu_bytes_are_resized_as_numbers(monkeypatch):
+    """As torch resizes uint8 with antialiasing on the CPU only; "meta" stands for a GPU."""
+    resized = []
+
+    def interpolate(images, size, **options):
+        resized.append(images.dtype)
+        return torch.nn.functional.adaptive_avg_pool2d(images, size)
+
+    monkeypatch.setattr(geometry.F, "interpolate", interpolate)
+    image = torch.zeros(3, 80, 90, dtype=torch.uint8, device="meta")
+    cropped = geometry.crop_one(image, torch.tensor([0, 0, 70, 60, 1, 0]), 32)
+    assert resized == [torch.float32]
+    assert (cropped.dtype, cropped.shape) == (torch.uint8, (3, 32, 32))

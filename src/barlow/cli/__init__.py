@@ -53,6 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted", FAILED)
     except BrokenPipeError:
         return FAILED
+    except OSError as error:
+        if error.filename is None:
+            raise
+        what = f"cannot use {error.filename} ({error.strerror}): give another place, or mend it"
+        return _fail(what, USER_MISTAKE)
     return DONE
 
 

@@ -81,8 +81,10 @@ def add_options(
         value = (defaults or {}).get(name, default)
         flag = f"--{name.replace('_', '-')}"
         text = text.replace("%", "%%")
-        if value is inspect.Parameter.empty:
-            if kind == Sequence[str]:
+        if default is inspect.Parameter.empty:
+            if value is not default:
+                parser.add_argument(name, type=kind, nargs="?", default=value, help=text)
+            elif kind == Sequence[str]:
                 parser.add_argument(name, type=str, nargs="+", help=text)
             elif name in _NAMED:
                 parser.add_argument(flag, type=kind, required=True, help=text)

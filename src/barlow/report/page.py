@@ -128,7 +128,8 @@ def data_name(facts: Facts) -> str:
 
 def _head(facts: Facts, seen: Seen | None) -> str:
     settings = facts.settings
-    what = f"{settings.encoder}, trained with Barlow Twins on {data_name(facts)}"
+    encoder = f"the encoder of {settings.init}" if settings.init else settings.encoder
+    what = f"{encoder}, trained with Barlow Twins on {data_name(facts)}"
     state = "finished" if facts.finished else f"not finished: {facts.progress} epochs are done"
     head = f'<header><h1>{escape(facts.name)}</h1><p class="soft">{escape(what)}; {state}.</p>'
     if found := verdict(facts):

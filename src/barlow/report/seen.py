@@ -166,16 +166,14 @@ def look(run: Run) -> Seen:
 def _images(settings: Settings) -> tuple[Source, Source, bool]:
     """Images to look among, images to look at, and whether the latter are held out."""
     train, new = training_images(settings), held_out(settings)
-    for images in (train, new):
-        if images:
-            images.max_broken = (
-                1.0  # whether there are too many is judged where they are trained on
-            )
-    chosen = spread(len(train), _BANK)
+    for images in filter(None, (train, new)):
+        # Whether too many are broken was judged in the training.
+        images.max_broken = 1.0
+    bank = train.spread(_BANK)
     if new:
-        return train.part(chosen), new.part(spread(len(new), _QUERIES)), True
-    asked = chosen[::5]
-    return train.part(sorted({*chosen} - {*asked})), train.part(asked), False
+        return bank, new.spread(_QUERIES), True
+    asked = range(0, len(bank), 5)
+    return bank.part(sorted({*range(len(bank))} - {*asked})), bank.part(asked), False
 
 
 def _pixels(source: Source) -> list[Tensor]:

@@ -19,6 +19,7 @@ from barlow.run import Run
 from barlow.settings import Settings
 
 _PAPER = "[Barlow Twins](https://arxiv.org/abs/2103.03230) (Zbontar et al. 2021)"
+_OF_A_NEW_ENCODER = ("encoder", "encoder_args", "stem", "pool", "stages", "pretrained")
 _HALF = " (matrices and filters rounded to float16; loading makes float32 of them)"
 # What says where and how often something was done, not what.
 _NOT_TOLD = {
@@ -131,6 +132,7 @@ def _training(run: Run, settings: Settings) -> str:
         (field.name, _value(getattr(settings, field.name)))
         for field in dataclasses.fields(Settings)
         if field.name not in _NOT_TOLD and _is_told(getattr(settings, field.name))
+        if not (settings.init and field.name in _OF_A_NEW_ENCODER)
     ]
     told = _markdown([["setting", "value"], *rows])
     measured = run.metrics()
@@ -187,15 +189,13 @@ def _value(value: object) -> str:
 
 
 def shown(place: str) -> str:
-    """A place as it may be told to others: of an absolute path, the last two parts.
+    """A place as it may be told to others: of a path on this machine, the last two parts.
 
     Example:
-        >>> shown("/home/me/photos/2026"), shown("hf://owner/name"), shown("cifar10")
-        ('photos/2026', 'hf://owner/name', 'cifar10')
+        >>> shown("/home/me/photos/2026"), shown("../acme/photos/2026"), shown("hf://owner/name")
+        ('photos/2026', 'photos/2026', 'hf://owner/name')
     """
-    path = Path(place)
-    whole = path.is_absolute() or place.startswith("~")
-    return "/".join(path.parts[-2:]).lstrip("/") if whole else place
+    return place if "://" in place else "/".join(Path(place).parts[-2:]).lstrip("/")
 
 
 def _shown_in(text: str, place: str) -> str:

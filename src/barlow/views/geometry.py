@@ -66,7 +66,10 @@ def crop_one(image: Tensor, box: Tensor, size: int) -> Tensor:
     top, left, h, w, mirrored, upside_down = box.tolist()
     part = image[:, top : top + h, left : left + w]
     if (h, w) != (size, size):
-        part = F.interpolate(part[None], (size, size), mode="bilinear", antialias=True)[0]
+        # uint8 is resized antialiased on the CPU only.
+        pixels = part[None] if part.is_cpu else part[None].float()
+        pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+        part = (pixels if part.is_cpu else pixels.round_().to(torch.uint8))[0]
     turned = [axis for axis, on in ((1, upside_down), (2, mirrored)) if on]
     return part.flip(turned) if turned else part
 
