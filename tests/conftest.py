@@ -1,7 +1,13 @@
 """What several tests share."""
 
 import os
+import signal
 import socket
+
+# What runs in the background of a shell without job control ignores Ctrl-C, and so would its
+# children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Many small models: threads would spend their time waiting for each other. Before torch loads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
