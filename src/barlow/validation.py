@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from barlow.data import Loader, Preprocess, Source, eval_batches
-from barlow.evaluation.knn import nearest, weights
+from barlow.data.source import spread
+from barlow.evaluation.knn import nearest, vote
 from barlow.evaluation.spectrum import effective_rank, mean_off_diagonal, rankme
 from barlow.metrics import Means
 from barlow.model import BarlowTwins
@@ -131,11 +132,10 @@ def _leave_one_out(y: Tensor, labels: Tensor, k: int = 20, temperature: float = 
     similarity, order = similarity.masked_fill(itself, -torch.inf).sort(1, descending=True)
     classes = torch.unique(labels, return_inverse=True)[1]
     number, k = int(classes.max()) + 1, min(k, len(y) - 1)
-    votes, of_class = weights(similarity[:, :k], temperature), classes[rows.gather(1, order[:, :k])]
+    of_class = classes[rows.gather(1, order[:, :k])]
     found = []
-    for share, c in zip(torch.split(votes, _VOTES), torch.split(of_class, _VOTES), strict=True):
-        scores = torch.zeros(len(share), number).scatter_add_(1, c, share)  # (n, C)
-        found.append(scores.argmax(1))
+    for s, c in zip(torch.split(similarity, _VOTES), torch.split(of_class, _VOTES), strict=True):
+        found.append(vote(s, c, temperature, k, number).argmax(1))
     return float((torch.cat(found) == classes).float().mean())
 
 
@@ -157,4 +157,4 @@ def _outputs(
     place, y, z = (torch.cat(parts) for parts in zip(*found, strict=True))
     order = place.argsort()
     labels = None if images.labels is None else images.labels[place[order]]
-    return y[order], z[order[: _EMBEDDINGS[0]]], labels
+    return y[order], z[order[spread(len(order), _EMBEDDINGS[0])]], labels

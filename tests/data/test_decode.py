@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from barlow.data.decode import BrokenImage, Picture, decode
 
@@ -208,3 +209,48 @@ def numpy_file(array: np.ndarray) -> bytes:
 def test_what_cannot_be_read_says_why(raw: bytes | str, reason: str) -> None:
     with pytest.raises(BrokenImage, match=reason):
         decode(raw)
+
+
+def test_a_png_is_opened_without_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = encoded(Image.fromarray(picture()), "PNG")
+    with monkeypatch.context() as patch:
+        patch.setattr(PngImageFile, "load", lambda self: pytest.fail("decoded"))
+        opened = Picture(raw)
+    assert torch.equal(opened.decode(), expected())
+
+
+def test_a_png_whose_orientation_stands_behind_its_pixels_is_turned() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.fromarray(picture()).transpose(Image.Transpose.ROTATE_90)
+    raw = encoded(stored, "PNG", exif=exif)
+    start = raw.index(b"eXIf") - 4
+    end = start + 12 + struct.unpack(">I", raw[start : start + 4])[0]
+    late = raw[:start] + raw[end:-12] + raw[start:end] + raw[-12:]  # before IEND
+    assert Picture(late).size == (HEIGHT, WIDTH)
+    assert torch.equal(decode(late), expected())
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_an_orientation_that_cannot_be_read_is_upright(kind: str) -> None:
+    image = Image.fromarray(picture())
+    good = decode(encoded(image, kind))
+    raw = encoded(image, kind, exif=b"Exif\0\0no tags at all")
+    with pytest.raises(SyntaxError), Image.open(io.BytesIO(raw)) as opened:
+        opened.getexif()
+    assert torch.equal(decode(raw), good)
+
+
+def test_more_bands_than_rows_are_still_the_first_axis() -> None:
+    bands = np.arange(103, dtype=np.uint8)[:, None, None] * np.ones((1, 64, 48), np.uint8)
+    for array in (bands, bands.transpose(1, 2, 0)):
+        pixels = decode(numpy_file(array), in_chans=103)
+        assert pixels.shape == (103, 64, 48)
+        assert pixels[:, 0, 0].tolist() == list(range(103))
+
+
+@pytest.mark.parametrize(("kind", "in_chans"), [("PPM", 1), ("TIFF", 1), ("TIFF", 2)])
+def test_dark_images_that_pillow_opens_as_32_bits_stay_dark(kind: str, in_chans: int) -> None:
+    dark = Image.fromarray(np.full((HEIGHT, WIDTH), 200, np.int32))
+    options = {"save_all": True, "append_images": [dark]} if in_chans == 2 else {}
+    assert decode(encoded(dark, kind, **options), in_chans=in_chans).max() == 0

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from barlow.data import open_source
+from barlow.data import open_held_out, open_source
+from barlow.errors import UserError
 
 from .conftest import write_folder
 
@@ -56,3 +57,65 @@ def test_names_that_are_no_text_are_opened_as_they_are_and_told_as_text(tmp_path
 def test_names_in_other_letters_stay_as_they_are(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "images", ["été.png", "木.png"])
     assert list(open_source(str(root)).ids) == ["été.png", "木.png"]
+
+
+def test_a_folder_that_may_not_be_read_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_folder(tmp_path / "photos", ["a/1.png", "lost+found/2.png"])
+    scandir = os.scandir
+
+    def guarded(path: str) -> object:
+        if str(path).endswith("lost+found"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", guarded)
+        assert list(open_source(str(root)).ids) == ["a/1.png"]
+    assert "lost+found is left out: Permission denied" in caplog.text
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UserError, match="photos cannot be read"):
+        open_source(str(root))
+
+
+def test_a_link_to_what_is_walked_anyway_is_not_followed(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "photos", ["2026/1.png", ".store/2.png"])
+    (root / "latest").symlink_to("2026", target_is_directory=True)
+    (root / "kept").symlink_to(".store", target_is_directory=True)
+    (root / "loop").symlink_to("loop")
+    assert list(open_source(str(root)).ids) == ["2026/1.png", "kept/2.png"]
+
+
+@pytest.mark.parametrize(
+    ("others", "splits"), [(["bus", "car"], ["train"]), (["cars"], ["dev", "test"])]
+)
+def test_a_class_may_be_called_like_a_split(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, others: list[str], splits: list[str]
+) -> None:
+    names = [f"{name}/1.png" for name in sorted(others + splits)]
+    root = write_folder(tmp_path / "vehicles", names)
+    source = open_source(str(root), "train")
+    assert list(source.ids) == names
+    assert source.classes == sorted(others + splits)
+    assert open_held_out(str(root)) is None
+    assert f"{', '.join(splits)} is taken for a class" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "splits", [["train/1.png", "test/2.png"], ["train/cat/1.png", "train/dog/2.png"]]
+)
+def test_what_stands_beside_splits_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, splits: list[str]
+) -> None:
+    root = write_folder(tmp_path / "photos", [*splits, "more/3.png"])
+    assert "more/3.png" not in open_source(str(root)).ids
+    assert "left out: more" in caplog.text
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_beside_folders_without_images_is_a_split(tmp_path: Path, split: str) -> None:
+    root = write_folder(tmp_path / "photos", [f"{split}/1.png"])
+    (root / "notes").mkdir()
+    (root / "notes" / "a.txt").write_text("text")
+    assert list(open_source(f"{root}::{split}").ids) == [f"{split}/1.png"]

@@ -96,6 +96,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (pa.array(["dog", None, "cat", ""]), ["cat", "dog"], [1, -1, 0, -1]),
         (pa.array([10, None, 9, 10]), ["9", "10"], [1, -1, 0, 1]),
         (pa.array([float("nan"), 0.5, None]), ["0.5"], [-1, 0, -1]),
+        (pa.array([10.0, None, 3.0]), ["3", "10"], [1, -1, 0]),
         (pa.array([True, None, False]), ["False", "True"], [1, -1, 0]),
     ],
 )
@@ -127,3 +128,24 @@ def test_null_among_named_classes_is_no_class(
     source = open_source(str(tmp_path / "a.parquet"))
     assert source.classes == ["a", "b"]
     assert source.labels.tolist() == [1, -1, 0, -1]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_whole_numbers_with_gaps_are_the_classes_of_those_without(
+    tmp_path: Path, ending: str
+) -> None:
+    root = write_folder(tmp_path, ["1.png", "2.png", "3.png"])
+    csv = "file_name,label\n1.png,10.0\n2.png,\n3.png,3.0\n"
+    rows = [{"file_name": "1.png", "label": 10.0}, {"file_name": "2.png"}]
+    rows.append({"file_name": "3.png", "label": 3.0})
+    text = csv if ending == "csv" else "\n".join(map(json.dumps, rows))
+    (root / f"metadata.{ending}").write_text(text)
+    source = open_source(str(root))
+    assert source.classes == ["3", "10"]
+    assert source.labels.tolist() == [1, -1, 0]
+
+
+def test_numbers_keep_their_zeros(tmp_path: Path) -> None:
+    source = listed(tmp_path, ["10", "007", "7", "001"])
+    assert source.classes == ["001", "007", "7", "10"]
+    assert source.labels.tolist() == [3, 1, 2, 0]

@@ -161,3 +161,12 @@ def test_the_same_rows_are_the_same_bytes():
     for file in (first, second):
         write_table(file, rows, features=2, dtype="float32", labelled=False, about={"a": 1})
     assert first.getvalue() == second.getvalue()
+
+
+def test_numbers_of_another_program_are_read_as_text(tmp_path):
+    content = {"id": [7, 17, 27], "label": [0, 1, None], "embedding": [[1.0], [2.0], [3.0]]}
+    pq.write_table(pa.table(content), tmp_path / "e.parquet")
+    opened = open_table(tmp_path / "e.parquet")
+    assert opened.columns() == {"id": ["7", "17", "27"], "label": ["0", "1", None]}
+    assert opened.columns([1]) == {"id": ["17"], "label": ["1"]}
+    assert opened.names([2]) == ["27"]

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import timm
 import torch
@@ -5,7 +7,10 @@ import torch
 import barlow
 from barlow.data import Preprocess
 from barlow.errors import UserError
-from barlow.evaluation.compared import compared
+from barlow.evaluation.classifier import Classifier, predict, save_classifier
+from barlow.evaluation.compared import compared, encoder_at, run_views
+from barlow.evaluation.transfer import transfer
+from barlow.share import save_encoder
 
 
 def _encoder(**options):
@@ -66,3 +71,80 @@ def test_each_seed_starts_another_random_network():
     weights = [next(module.parameters()) for module in (a, b, again)]
     assert torch.equal(weights[0], weights[2])
     assert not torch.equal(weights[0], weights[1])
+
+
+@pytest.fixture
+def saved(encoder, tmp_path):
+    save_encoder(encoder, tmp_path / "encoder")
+    return str(tmp_path / "encoder")
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The accelerators that are asked for; what they have is called "meta"."""
+    found = []
+
+    def create_fabric(devices):
+        found.append(devices.accelerator)
+        return SimpleNamespace(device=torch.device("meta"))
+
+    monkeypatch.setattr("barlow.evaluation.compared.create_fabric", create_fabric)
+    return found
+
+
+def test_an_encoder_is_loaded_where_the_accelerator_is_and_its_baselines_beside_it(
+    saved, asked, encoder
+):
+    there = encoder_at(saved, "auto")
+    lines = compared(there, ["random", "pixels"])
+    assert asked == ["auto"]
+    devices = [[p.device.type for p in make(0).parameters()] for _, make in lines]
+    assert [set(of_one) for of_one in devices] == [{"meta"}, set(), {"meta"}]
+    assert encoder_at(encoder, "cuda") is encoder
+    assert next(encoder.parameters()).device.type == "cpu"
+
+
+@pytest.mark.parametrize("protocol", ["linear", "knn", "finetune", "health"])
+def test_every_protocol_asks_for_the_accelerator_that_is_given(saved, asked, protocol, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    module = {"linear": "probes", "knn": "probes"}.get(protocol, protocol)
+    monkeypatch.setattr(f"barlow.evaluation.{module}.preprocess_of", stop)
+    with pytest.raises(KeyboardInterrupt):
+        barlow.evaluate(saved, "mnist5k", protocol=protocol, accelerator="cpu")
+    assert asked == ["cpu"]
+
+
+def test_an_accelerator_that_is_not_there_is_said_in_one_line(saved, encoder, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("it is there")
+    save_classifier(Classifier(encoder, ["a", "b"]), tmp_path / "model")
+    for run in (
+        lambda: barlow.evaluate(saved, "mnist5k", protocol="health", accelerator="cuda"),
+        lambda: transfer(saved, ["mnist5k"], accelerator="cuda"),
+        lambda: barlow.embed(saved, "mnist5k", accelerator="cuda"),
+        lambda: predict(
+            str(tmp_path / "model"), "mnist5k", str(tmp_path / "p.csv"), accelerator="cuda"
+        ),
+    ):
+        with pytest.raises(UserError, match="cannot use accelerator 'cuda'") as error:
+            run()
+        assert "\n" not in str(error.value)
+
+
+def test_results_of_one_machine_and_another_have_the_same_settings(saved):
+    options = {"protocol": "knn", "limit": 50}
+    one, other = (
+        barlow.evaluate(saved, "mnist5k", **options, accelerator=a) for a in ("auto", "cpu")
+    )
+    assert "accelerator" not in one.settings
+    assert one.settings == other.settings
+
+
+def test_the_views_of_a_run_are_its_preset_and_its_own_changes(tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        "source: mnist5k\nviews: digits\nview1: {horizontal_flip: 0.5, blur: 1.0}\n"
+    )
+    assert run_views(tmp_path) == ("digits", {"horizontal_flip": 0.5})
+    assert run_views(tmp_path / "nothing") == ("small", {})

@@ -10,7 +10,7 @@ from barlow.evaluation.classifier import load_classifier, predict
 from barlow.evaluation.finetune import finetune
 from barlow.evaluation.result import unpack
 from barlow.evaluation.task import open_task
-from barlow.evaluation.tuning import tune
+from barlow.evaluation.tuning import Images, geometry, tune
 
 QUICK = {"limit": 300, "labels_per_class": 8, "epochs": 3, "rate": 1e-3, "views": "digits"}
 
@@ -156,3 +156,47 @@ def test_what_cannot_be_predicted_with_or_to_is_named(tuned, tmp_path):
         predict(str(tmp_path), "mnist5k", str(tmp_path / "p.csv"))
     with pytest.raises(UserError, match=r"name the file p\.csv"):
         predict(tuned[1], "mnist5k", str(tmp_path / "p.parquet"))
+
+
+def test_what_a_run_changed_of_its_views_is_tuned_on_too(encoder):
+    changed = geometry(encoder, "small", {"horizontal_flip": 0.0, "rotation": 5.0, "jitter": 1.0})
+    first = changed.settings[0]
+    assert (first.horizontal_flip, first.rotation, first.jitter) == (0.0, 5.0, 0.0)
+    assert geometry(encoder, "small").settings[0].horizontal_flip == 0.5
+
+
+def test_a_run_without_mirroring_is_evaluated_without(encoder, tmp_path, monkeypatch):
+    from barlow.evaluation import augmented, tuning
+    from barlow.share import save_encoder
+
+    save_encoder(encoder, tmp_path / "encoder")
+    (tmp_path / "config.yaml").write_text(
+        "source: mnist5k\nviews: small\nview1: {horizontal_flip: 0}\n"
+    )
+    seen = []
+
+    def record(*given):
+        seen.append(geometry(*given).settings[0].horizontal_flip)
+        return geometry(*given)
+
+    for room in (augmented, tuning):
+        monkeypatch.setattr(room, "geometry", record)
+    options = {"limit": 60, "epochs": 1}
+    barlow.evaluate(tmp_path, "mnist5k", augment=True, **options)
+    options |= {"protocol": "finetune", "seeds": 1, "rate": 1e-3}
+    told = [barlow.evaluate(tmp_path, "mnist5k", views=v, **options) for v in (None, "small")]
+    assert seen == [0, 0, 0.5]
+    assert ["view1" in result.settings for result in told] == [True, False]
+
+
+def test_views_are_finished_where_the_encoder_is(encoder):
+    task = open_task("mnist5k", in_chans=1, limit=20)
+    views, seen = geometry(encoder, "digits").to("meta"), []
+
+    def record(*given):
+        seen.extend(crops.device.type for crops in given[:2])
+        return given[:2]
+
+    views.finish = record
+    Images(task.train, views).draw(torch.arange(4), 0, 0)
+    assert seen == ["meta", "meta"]

@@ -1,11 +1,14 @@
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import barlow
+from barlow import validation
 from barlow.data import open_source
 from barlow.errors import UserError
+from barlow.evaluation import health as room
 from barlow.evaluation.features import extract
 from barlow.evaluation.spectrum import rankme, spectrum
 
@@ -58,3 +61,27 @@ def test_the_encoder_is_left_as_it_was(encoder):
 def test_mistakes_are_named(encoder, options, message):
     with pytest.raises(UserError, match=message):
         health(encoder, **options)
+
+
+def test_images_of_every_class_are_looked_at_where_they_are_sorted_by_class(monkeypatch):
+    monkeypatch.setattr(room, "_PAIRS", 100)
+    x = torch.eye(10).repeat_interleave(100, 0) + 1e-3 * torch.randn(1000, 10)
+    row = room._row("sorted", x, torch.randn(20, 2, 10))
+    assert row.values["uniformity"] < -1  # 0, were they of the first class alone
+
+
+def test_the_embeddings_looked_at_while_training_are_from_everywhere(encoder, monkeypatch):
+    class Brightness(torch.nn.Linear):
+        def encoder(self, images):
+            return images.mean((1, 2, 3))[:, None]
+
+        embed = encoder
+
+    monkeypatch.setattr(validation, "_EMBEDDINGS", (40, 1))
+    fabric = SimpleNamespace(
+        global_rank=0, world_size=1, device=torch.device("cpu"), autocast=torch.no_grad
+    )
+    images = open_source("mnist5k", "test", in_chans=1, limit=100)
+    y, z, _ = validation._outputs(fabric, Brightness(1, 1), images, encoder.preprocess)
+    assert (len(y), len(z)) == (100, 40)
+    assert set(z.flatten().tolist()) & set(y[-20:].flatten().tolist())

@@ -112,3 +112,29 @@ def test_a_vote_among_many_classes_counts_as_any_and_stays_small():
     assert 0.1 < found < 0.9
     assert found == float(expected)
     assert largest.elements <= 1200 * 1200  # all similarities
+
+
+def test_classes_by_number_are_counted_as_one_hot_ones_without_so_many_numbers():
+    random = torch.Generator().manual_seed(0)
+    bank = torch.randn(1200, 8, generator=random)
+    y = torch.randint(0, 1000, (1200,), generator=random)
+    with Largest() as largest:
+        found = knn_scores(bank[:20], bank, y, classes=1001)
+    assert largest.elements < 1200 * 1000
+    expected = knn_scores(bank[:20], bank, F.one_hot(y, 1001).float())
+    for setting, scores in found.items():
+        torch.testing.assert_close(scores, expected[setting])
+
+
+def test_the_protocol_counts_classes_by_number(encoder, monkeypatch):
+    from barlow.evaluation import probes
+
+    seen = []
+
+    def record(queries, bank, targets, *rest, **options):
+        seen.append(targets.shape)
+        return knn_scores(queries, bank, targets, *rest, **options)
+
+    monkeypatch.setattr(probes, "knn_scores", record)
+    probes.knn(encoder, "mnist5k", limit=100)
+    assert seen == [(100,)]

@@ -148,6 +148,30 @@ def test_a_name_that_several_images_share_needs_its_folder(labels):
     assert found.rows.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("above", ["train/", "/old/place/train/", "./", ""])
+def test_a_line_of_another_folder_labels_no_image(labels, above, caplog):
+    file = labels(f"file,label\n{above}1.png,x\n{above}a/2.png,y\ntest/3.png,x\n")
+    found = read_labels(file, ["1.png", "a/2.png", "3.png"], "auto", "train")
+    assert found.rows.tolist() == [0, 1]
+    assert "1 images are not there, first test/3.png" in caplog.text
+
+
+def test_the_folder_of_a_source_tells_its_images_from_those_of_another(labels, tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / "photos" / part).mkdir(parents=True)
+        for i in range(4):
+            pixels = np.full((8, 8), 20 * i, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / part / f"{i}.png")
+    names = [f"{part}/{i}.png" for part in ("test", "train") for i in range(4)]
+    file = labels("\n".join(["file,label", *(f"{n},{'ab'[i % 2]}" for i, n in enumerate(names))]))
+    task = open_task(
+        f"{tmp_path}/photos/train/", str(tmp_path / "photos" / "test"), labels=str(file)
+    )
+    assert (len(task.train.rows), len(task.test.rows)) == (4, 4)
+    with pytest.raises(UserError, match=r"labels 0\.png twice"):  # the folder is not known
+        read_labels(file, ["0.png", "1.png"], "auto")
+
+
 def _written(tmp_path, names, values):
     lines = [f"{i:03}.png,{value}" for i, value in enumerate(values)]
     (tmp_path / "labels.csv").write_text("\n".join([f"file,{names}", *lines]))

@@ -50,7 +50,7 @@ class Picture:
                     self._pixels = from_array(_stack_pages(image), in_chans)
             else:
                 self._image = open_image(raw)
-                turned = self._image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+                turned = _orientation(self._image) in (5, 6, 7, 8)
                 width, height = self._image.size
                 self.size = (width, height) if turned else (height, width)
         if self._pixels is not None:
@@ -119,17 +119,27 @@ def open_image(raw: str | bytes) -> Image.Image:
         size = f"{image.width} x {image.height}"
         image.close()
         raise BrokenImage(f"decompression bomb: {size}, more than {MAX_PIXELS} pixels")
+    if image.format == "PNG" and "exif" not in image.info and b"eXIf" in data:
+        image.load()  # the tag stands behind the pixels
     return image
+
+
+def _orientation(image: Image.Image) -> Any:
+    """How the image is to be turned, as EXIF numbers it; 1 if that cannot be read."""
+    try:  # a PNG's own `getexif` would decode its pixels to look behind them
+        return Image.Image.getexif(image).get(_ORIENTATION, 1)
+    except Exception:  # of whatever Pillow's readers raise
+        return 1
 
 
 def from_pil(image: Image.Image, in_chans: int = 3) -> Tensor:
     """A PIL image, upright, as uint8 (in_chans, H, W); the first frame of an animation."""
     if in_chans not in (1, 3):
         return from_array(_stack_pages(image), in_chans)
-    if image.getexif().get(_ORIENTATION, 1) != 1:  # exif_transpose copies even what is upright
+    if _orientation(image) != 1:  # exif_transpose copies even what is upright
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        return from_array(np.asarray(image), in_chans)
+        return from_array(_values(image), in_chans)
     mode = "L" if in_chans == 1 else "RGB"
     if image.mode != mode:
         image = _without_alpha(image).convert(mode)
@@ -142,9 +152,7 @@ def from_array(array: np.ndarray[Any, Any], in_chans: int = 3) -> Tensor:
     pixels = torch.from_numpy(np.ascontiguousarray(_to_uint8(array)))
     if pixels.ndim == 2:
         pixels = pixels[None]
-    elif pixels.ndim == 3 and (
-        pixels.shape[2] in (1, in_chans) or pixels.shape[0] > pixels.shape[2]
-    ):
+    elif pixels.ndim == 3 and _channels_last(pixels.shape, in_chans):
         pixels = pixels.permute(2, 0, 1)
     if pixels.ndim != 3 or 0 in pixels.shape:
         raise BrokenImage(f"an array of shape {tuple(array.shape)} is not an image")
@@ -157,6 +165,13 @@ def from_array(array: np.ndarray[Any, Any], in_chans: int = 3) -> Tensor:
     if pixels.shape[0] != in_chans:
         raise BrokenImage(f"{pixels.shape[0]} channels, where {in_chans} were expected")
     return pixels
+
+
+def _channels_last(shape: torch.Size, in_chans: int) -> bool:
+    first, _, last = shape
+    if first == in_chans != last:
+        return False
+    return last in (1, in_chans) or first > last
 
 
 def _to_uint8(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -200,12 +215,20 @@ def _stack_pages(image: Image.Image) -> np.ndarray[Any, Any]:
     pages = []
     for page in range(getattr(image, "n_frames", 1)):
         image.seek(page)
-        pages.append(np.asarray(image))
+        pages.append(_values(image))
     if len(pages) == 1:
         return pages[0]
     if any(page.ndim != 2 or page.shape != pages[0].shape for page in pages):
         raise BrokenImage("the pages are not grey images of one size")
     return np.stack(pages, axis=-1)  # (H, W, pages)
+
+
+def _values(image: Image.Image) -> np.ndarray[Any, Any]:
+    """The pixels; those of mode "I" are 16-bit ones, which Pillow opens as 32-bit integers."""
+    array = np.asarray(image)
+    if image.mode == "I" and array.min() >= 0 and array.max() <= 65535:
+        array = array.astype(np.uint16)
+    return array
 
 
 def _is_npy(raw: str | bytes) -> bool:

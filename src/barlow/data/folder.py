@@ -1,7 +1,8 @@
 """A folder of images of any depth, by a plain directory walk."""
 
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 
 from barlow.data.decode import EXTENSIONS
 from barlow.data.source import Table, hash_of
-from barlow.data.splits import NAMES, Choose
+from barlow.data.splits import NAMES, Choose, role_of
 from barlow.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 class Paths(Sequence[str]):
@@ -60,12 +63,12 @@ def printable(name: str) -> str:
 
 def open_folder(path: Path, choose: Choose) -> Table:
     """All images below a folder, in the order of their names."""
-    splits = [entry for entry in _folders(path) if entry.lower() in NAMES]
+    splits = _splits(path)
     chosen = choose(splits)
     roots = chosen or [""]
     found, other = [], 0
     for root in roots:
-        for name, is_image in _walk(path / root, root):
+        for name, is_image in walk(path / root, root):
             if is_image:
                 found.append(name)
             else:
@@ -80,28 +83,74 @@ def open_folder(path: Path, choose: Choose) -> Table:
     return Table(names.under(str(path)), names, labels, classes, names.digest())
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, bool]]:
+def _splits(path: Path) -> list[str]:
+    """The folders that are splits; among classes, a folder called `train` is one of them."""
+    folders = _folders(path)
+    splits = [name for name in folders if name.lower() in NAMES]
+    if not splits:
+        return []
+    others = [
+        name
+        for name in folders
+        if name not in splits and any(is_image for _, is_image in walk(path / name, name))
+    ]
+    lonely = len(splits) == 1 or all(role_of(name) != "train" for name in splits)
+    if others and lonely and not any(_folders(path / name) for name in splits):
+        log.warning(
+            "%s: %s is taken for a class, not for a split, beside %s",
+            *(path, some_of(splits), some_of(others)),
+        )
+        return []
+    if others:
+        log.warning("%s: its splits are %s; left out: %s", path, some_of(splits), some_of(others))
+    return splits
+
+
+def walk(folder: Path, prefix: str = "") -> Iterator[tuple[str, bool]]:
     """Names relative to the source, and whether each is an image; hidden ones are left out."""
     pending = [(str(folder), prefix)]
-    top = os.path.realpath(folder)
-    seen = set()  # real paths of linked folders, so that a loop of links ends
+    walked = [os.path.realpath(folder)]  # and where links lead: what is below comes once
     while pending:
         folder_path, prefix = pending.pop()
-        with os.scandir(folder_path) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
+        for entry in entries_of(folder_path):
+            name = f"{prefix}/{entry.name}" if prefix else entry.name
+            if not _is_folder(entry):
+                yield name, os.path.splitext(entry.name)[1].lower() in EXTENSIONS
+                continue
+            if entry.is_symlink():
+                real = os.path.realpath(entry.path)
+                around = (walked[0], os.path.realpath(folder_path))
+                if any(_is_below(place, real) for place in around) or any(
+                    _is_walked(real, place) for place in walked
+                ):
                     continue
-                name = f"{prefix}/{entry.name}" if prefix else entry.name
-                if entry.is_dir():
-                    if entry.is_symlink():
-                        real = os.path.realpath(entry.path)
-                        around = (top, os.path.realpath(folder_path))
-                        if real in seen or any(Path(p).is_relative_to(real) for p in around):
-                            continue
-                        seen.add(real)
-                    pending.append((entry.path, name))
-                else:
-                    yield name, os.path.splitext(entry.name)[1].lower() in EXTENSIONS
+                walked.append(real)
+            pending.append((entry.path, name))
+
+
+def entries_of(folder: str | Path) -> Iterator["os.DirEntry[str]"]:
+    """What is in a folder and not hidden; nothing if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            yield from (entry for entry in entries if not entry.name.startswith("."))
+    except OSError as error:
+        log.warning("%s is left out: %s", folder, error.strerror)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    # Unlike `entry.is_dir`, `isdir` takes a link that cannot be followed for no folder.
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _is_below(place: str, top: str) -> bool:
+    return Path(place).is_relative_to(top)
+
+
+def _is_walked(place: str, top: str) -> bool:
+    """Whether a walk from `top` comes to `place`, which may be hidden."""
+    if not _is_below(place, top):
+        return False
+    return not any(part.startswith(".") for part in Path(place).relative_to(top).parts)
 
 
 def _labels(
@@ -131,8 +180,18 @@ def _labels(
 
 
 def _folders(path: Path) -> list[str]:
-    with os.scandir(path) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    return sorted(entry.name for entry in entries_of(path) if _is_folder(entry))
+
+
+def some_of(names: Iterable[str]) -> str:
+    """The first names of many, for a message.
+
+    Example:
+        >>> some_of("abcdef")
+        'a, b, c and 3 more'
+    """
+    first = [printable(name) for name in names]
+    return ", ".join(first[:3]) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
 
 
 def _some_extensions() -> str:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -70,6 +71,8 @@ def _from_rows(path: Path, rows: list[dict[str, Any]], file: Path) -> Table:
         raise UserError(f"{file} lists no images")
     column = next((c for c in LABEL_COLUMNS if any(c in row for row in rows)), None)
     labels = ["" if column is None else text_of(row.get(column)) for row in rows]
+    if all(re.fullmatch(r"(\d+\.0)?", label) for label in labels):  # pandas, as in `text_of`
+        labels = [label.removesuffix(".0") for label in labels]
     return _table(path, [_name(row, file) for row in rows], labels)
 
 
@@ -128,8 +131,17 @@ def _table(root: Path, names: list[str], labels: list[str]) -> Table:
 
 
 def text_of(value: Any) -> str:
-    """A label as text; "" for one that is not known: null, or NaN as pandas writes it."""
-    return "" if value is None or value != value else str(value)
+    """A label as text; "" for one that is not known: null, or NaN as pandas writes it.
+
+    A column of whole numbers with gaps is one of floats: its 3.0 is the 3 of a column without.
+
+    Example:
+        >>> text_of(3.0), text_of(0.5), text_of("3.0"), text_of(None)
+        ('3', '0.5', '3.0', '')
+    """
+    if value is None or value != value:
+        return ""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def numbered(labels: list[str]) -> tuple[np.ndarray[Any, Any] | None, list[str] | None]:
@@ -141,12 +153,10 @@ def numbered(labels: list[str]) -> tuple[np.ndarray[Any, Any] | None, list[str] 
         >>> numbered(["dog", "cat", "", "dog"])
         (array([ 1,  0, -1,  1]), ['cat', 'dog'])
     """
-    known: list[Any] = [label for label in labels if label]
-    if not known:
+    classes = sorted(set(labels) - {""})
+    if not classes:
         return None, None
-    if all(label.isdecimal() for label in known):
-        known = [int(label) for label in known]
-    kinds, numbers = np.unique(known, return_inverse=True)
-    found = np.full(len(labels), -1)
-    found[[bool(label) for label in labels]] = numbers
-    return found, [str(kind) for kind in kinds]
+    if all(label.isdecimal() for label in classes):
+        classes.sort(key=int)  # stable: "007" stays before "7"
+    place = {name: i for i, name in enumerate(classes)} | {"": -1}
+    return np.array([place[label] for label in labels], dtype=np.int64), classes

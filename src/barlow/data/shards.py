@@ -52,8 +52,9 @@ def open_shards(path: Path, choose: Choose) -> Table:
     labels: list[str] = []
     places: list[tuple[int, int, int]] = []
     for number, file in enumerate(files):
+        shard = file.relative_to(path).as_posix() if path.is_dir() else file.name
         for name, offset, size, label in _images(file):
-            names.append(f"{file.name}/{name}")
+            names.append(f"{shard}/{name}")
             places.append((number, offset, size))
             labels.append(label)
     if not names:

@@ -1,21 +1,25 @@
 """The table that recognises a source from one string."""
 
 import difflib
+import logging
 import os
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from barlow.data.digits import open_mnist5k
-from barlow.data.folder import open_folder
+from barlow.data.folder import entries_of, open_folder, some_of, walk
 from barlow.data.hub import PREFIX, open_hub
 from barlow.data.lists import metadata_files, open_metadata, open_text
 from barlow.data.shards import open_shards
 from barlow.data.source import MAX_BROKEN, Source, Table
 from barlow.data.splits import NAMES, Choose, NoSuchSplit, chooser
-from barlow.data.tables import open_parquet
+from barlow.data.tables import holds_images, open_parquet
 from barlow.data.vision import KNOWN, open_torchvision
 from barlow.errors import UserError
+
+log = logging.getLogger(__name__)
 
 NAMED: dict[str, Callable[[Choose], Table]] = {
     "mnist5k": open_mnist5k,
@@ -101,6 +105,8 @@ def _open(name: str, choose: Choose) -> Table:
         return open_hub(name.removeprefix(PREFIX), choose)
     path = Path(name).expanduser()
     if path.is_dir():
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise UserError(f"{name} cannot be read: you have no permission to look into it")
         return _opener(path)(path, choose)
     if path.is_file():
         if path.suffix.lower() in FILES:
@@ -110,15 +116,28 @@ def _open(name: str, choose: Choose) -> Table:
 
 
 def _opener(folder: Path) -> Callable[[Path, Choose], Table]:
-    """What a folder holds, seen without walking it: Parquet, shards, listed images, or images."""
+    """What a folder holds: Parquet with images, shards, listed images, or images."""
     for place in [folder, *(folder / name for name in sorted({"data", *NAMES}))]:
-        if place.is_dir():
-            with os.scandir(place) as entries:
-                suffixes = {os.path.splitext(entry.name)[1] for entry in entries}
-            for suffix in (".parquet", ".tar"):
-                if suffix in suffixes:
-                    return FILES[suffix]
+        if not place.is_dir():
+            continue
+        names = sorted(entry.name for entry in entries_of(place))
+        if any(holds_images(place / name) for name in names if name.endswith(".parquet")):
+            return open_parquet
+        tars = [name for name in names if name.endswith(".tar")]
+        if tars and not _outnumbered(folder, tars):
+            return open_shards
     return open_metadata if metadata_files(folder) else open_folder
+
+
+def _outnumbered(folder: Path, tars: list[str]) -> bool:
+    """Whether there are more images than tar files beside them: then these are no shards."""
+    images = (name for name, is_image in walk(folder) if is_image)
+    some = list(islice(images, len(tars) + 1))
+    more = len(some) > len(tars)
+    if some:
+        read, left_out = ("images", tars) if more else ("tar files", some)
+        log.warning("%s: its %s are read; left out: %s", folder, read, some_of(left_out))
+    return more
 
 
 def _unknown(name: str) -> str:

@@ -1,5 +1,6 @@
 """Parquet files, as the hub lays them out: split-00000-of-00001.parquet, images in a column."""
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from barlow.data.decode import Raw
+from barlow.data.folder import some_of
 from barlow.data.lists import numbered, text_of
 from barlow.data.source import Rows, Table, hash_of
 from barlow.data.splits import NAMES, Choose
@@ -15,6 +17,8 @@ from barlow.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
+
+log = logging.getLogger(__name__)
 
 _LABELS = ("label", "labels", "fine_label", "class", "target")
 
@@ -43,7 +47,7 @@ class Column:
 
 def open_parquet(path: Path, choose: Choose) -> Table:
     """One Parquet file, or a folder of them."""
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    files = _tables_in(path) if path.is_dir() else [path]
     splits: dict[str, list[Path]] = {}
     for file in files:
         if split := split_of(file, path):
@@ -52,6 +56,33 @@ def open_parquet(path: Path, choose: Choose) -> Table:
     if chosen:
         files = [file for split in chosen for file in splits[split]]
     return table_of(read_parquet(files), str(path), "/".join(chosen))
+
+
+def _tables_in(folder: Path) -> list[Path]:
+    files = sorted(folder.rglob("*.parquet"))
+    found = [file for file in files if holds_images(file)]
+    if 0 < len(found) < len(files):
+        others = sorted(set(files) - set(found))
+        log.warning("%s: left out, as no source of images: %s", folder, some_of(map(str, others)))
+    return found or files
+
+
+def holds_images(file: Path) -> bool:
+    """Whether a Parquet file in a folder is a source; a damaged one is, so that it is told of.
+
+    What barlow writes about images is none, even where it carries thumbnails.
+    """
+    import pyarrow.parquet as pq
+    from datasets import Features
+
+    try:
+        schema = pq.read_schema(file)
+        image_column(Features.from_arrow_schema(schema), str(file))
+    except UserError:
+        return False
+    except Exception:  # of Parquet, of types that `datasets` does not know
+        return True
+    return not any(key.startswith(b"barlow") for key in schema.metadata or {})
 
 
 def split_of(file: Path, root: Path) -> str | None:
@@ -88,14 +119,23 @@ def table_of(dataset: "Dataset", name: str, split: str) -> Table:
     labels, classes = (None, None) if label is None else _labels(dataset, label)
     ids = Rows(split or "row", range(len(dataset)))
     images = dataset.select_columns(column)
-    fingerprint = hash_of([name_of_content(images, column), str(len(images))])
+    known: list[str | bytes] = [] if labels is None else [labels.tobytes(), *(classes or [])]
+    fingerprint = hash_of([name_of_content(images, column), str(len(images)), *known])
     return Table(Column(images, column), ids, labels, classes, fingerprint)
 
 
 def name_of_content(images: "Dataset", column: str) -> str:
-    """What identifies the rows, whichever path they are read from."""
+    """What identifies the rows, whichever path they are read from.
+
+    Three images, and the lengths of all, which stand beside the images and not among them.
+    """
+    import pyarrow.compute as pc
+
     rows = sorted({0, len(images) // 2, len(images) - 1}) if len(images) else []
-    return hash_of([repr(raw_of(images[row][column])) for row in rows])
+    parts = [repr(raw_of(images[row][column])) for row in rows]
+    for field in images.data.column(column).flatten():  # bytes and path
+        parts.append(str(pc.binary_length(field).to_pylist()))
+    return hash_of(parts)
 
 
 def image_column(features: "Features", name: str) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 
 from barlow.data import Source, open_source, preprocess_of
 from barlow.embeddings.table import open_table
+from barlow.evaluation.compared import encoder_at
 from barlow.evaluation.features import extract
 
 
@@ -33,6 +34,7 @@ def embed(
     *,
     batch_size: int = 256,
     limit: int | None = None,
+    accelerator: str = "auto",
 ) -> Embeddings:
     """Run an encoder over every image of a source.
 
@@ -44,6 +46,8 @@ def embed(
         source: where the images are; `::split` at its end picks one split.
         batch_size: images at a time.
         limit: only the first so many images.
+        accelerator: auto, cpu, cuda or mps, for an encoder that is loaded; a module stays where it
+            is.
 
     Returns:
         Ids, embeddings and labels.
@@ -59,12 +63,9 @@ def embed(
         >>> found.embeddings.shape, found.ids, found.labels
         ((2, 512), ['test:0', 'test:1'], ['0', '1'])
     """
-    if not isinstance(encoder, nn.Module):
-        from barlow.share import load_encoder
-
-        encoder = load_encoder(encoder)
-    images = open_source(source, in_chans=preprocess_of(encoder).in_chans, limit=limit)
-    x, rows = extract(encoder, images, batch_size)
+    module = encoder_at(encoder, accelerator)
+    images = open_source(source, in_chans=preprocess_of(module).in_chans, limit=limit)
+    x, rows = extract(module, images, batch_size)
     read = rows.tolist()
     return Embeddings([images.ids[row] for row in read], x.numpy(), labels_of(images, read))
 

@@ -2,7 +2,7 @@
 
 Vectors are written plain: neither compressed nor encoded, a row group's in a single page. They
 then stand in the file as they stand in memory, and a search reads them from where they are. What
-pyarrow makes of the same column takes fifty times as long, because Parquet counts the elements of
+pyarrow makes of the same column takes sixteen times as long, because Parquet counts the elements of
 every list, even of those that are all of one length.
 """
 
@@ -138,12 +138,14 @@ class Table:
     def columns(self, rows: Sequence[int] | None = None) -> dict[str, list[Any]]:
         """Everything but the vectors: `id`, `path` if there is one, `label` if there is one.
 
+        Text, whatever another program made of them, or None where there is nothing.
+
         Args:
             rows: which, in any order; default all.
         """
         names = [n for n in ("id", "path", "label") if n in self.parquet.schema_arrow.names]
         if rows is None:
-            return dict(self.parquet.read(names).to_pydict())
+            return _texts(self.parquet.read(names))
         if not len(rows):
             return {name: [] for name in names}
         metadata = self.parquet.metadata
@@ -157,7 +159,7 @@ class Table:
         places = [
             int(begin[g] + row - (ends[g] - sizes[g])) for g, row in zip(groups, rows, strict=True)
         ]
-        return dict(found.take(places).to_pydict())
+        return _texts(found.take(places))
 
     def names(self, rows: Sequence[int]) -> list[str]:
         """What a person finds some images by: their paths, else their ids."""
@@ -229,6 +231,13 @@ def open_table(file: str | Path) -> Table:
         raise UserError(f"{path} has no rows")
     about = json.loads((schema.metadata or {}).get(_ABOUT, b"{}"))
     return Table(path, parquet.metadata.num_rows, _width(parquet), about, parquet)
+
+
+def _texts(columns: "pa.Table") -> dict[str, list[Any]]:
+    return {
+        name: [None if value is None else str(value) for value in values]
+        for name, values in columns.to_pydict().items()
+    }
 
 
 def _is_vector(kind: "pa.DataType") -> bool:

@@ -1,5 +1,8 @@
 """The papers' linear probe as they run it: every epoch sees other crops of the images."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +26,7 @@ def augmented_probe(
     rate: float | None = None,
     seed: int = 0,
     views: str = "small",
+    view1: Mapping[str, Any] | None = None,
     batch_size: int = 256,
 ) -> tuple[LinearClassifier, float]:
     """Train a linear classifier on the frozen encoder's features of random crops and flips.
@@ -39,6 +43,7 @@ def augmented_probe(
         rate: skips the choice.
         seed: of the order, the crops and the division.
         views: preset whose crops, flips and turns are drawn.
+        view1: fields of its first view to replace.
         batch_size: images a step.
 
     Returns:
@@ -59,7 +64,7 @@ def augmented_probe(
     if rate is None:
         held_out[split(part.y, 0.1, seed)[1]] = True
     trial, final = (Descent(x.shape[1], classes, rates) for _ in range(2))
-    images = Images(part, geometry(encoder, views))
+    images = Images(part, geometry(encoder, views, view1))
     size = min(batch_size, len(rows))
     steps = len(rows) // size
     was_training = [module for module in encoder.modules() if module.training]
@@ -87,7 +92,6 @@ def augmented_probe(
 
 
 def _features(encoder: nn.Module, batch: Tensor) -> Tensor:
-    device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
     with torch.inference_mode():
-        y: Tensor = encoder(batch.to(device)).float().cpu()
+        y: Tensor = encoder(batch).float().cpu()
     return y.clone()  # the original is of inference only

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from barlow.checkpoint import write_atomically, write_text
 from barlow.data import Preprocess, Source, eval_batches, open_source, preprocess_of
 from barlow.errors import UserError
+from barlow.evaluation.compared import device_for
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,13 @@ def load_classifier(folder: str | Path) -> Classifier:
 
 
 def predict(
-    model: str, source: str, out: str, *, batch_size: int = 256, limit: int | None = None
+    model: str,
+    source: str,
+    out: str,
+    *,
+    batch_size: int = 256,
+    limit: int | None = None,
+    accelerator: str = "auto",
 ) -> int:
     """Classify images with a saved classifier and write the predictions as a table.
 
@@ -126,16 +133,18 @@ def predict(
         out: CSV file to write: id, class and probability of each image.
         batch_size: images at a time.
         limit: only the first so many images.
+        accelerator: auto, cpu, cuda or mps.
 
     Returns:
         The number of images written; those that cannot be read are left out and logged.
 
     Raises:
-        UserError: if there is no classifier, no source, or `out` is no CSV file.
+        UserError: if there is no classifier, source or accelerator, or `out` is no CSV file.
     """
     if Path(out).suffix.lower() != ".csv":
         raise UserError(f"predictions are written as CSV: name the file {Path(out).stem}.csv")
-    classifier = load_classifier(model)
+    device = device_for(accelerator)
+    classifier = load_classifier(model).to(device)
     in_chans = preprocess_of(classifier.encoder).in_chans
     images = open_source(source, in_chans=in_chans, limit=limit)
     written = 0

@@ -3,14 +3,23 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from barlow.data import Preprocess, preprocess_of
 from barlow.errors import UserError
+from barlow.evaluation.features import device_of
+from barlow.ranks import Devices, create_fabric
 
 WITH, WITHOUT = "with pretraining", "without pretraining"
 
+# Fields of `ViewSettings` that are no change of colours and sharpness.
+_GEOMETRY = (
+    *("crop_scale", "crop_ratio", "horizontal_flip", "vertical_flip", "rotation", "translation"),
+    *("zoom", "shear", "border"),
+)
 _PIXELS = 32  # a side at most: more of them than this tell a linear classifier nothing new
 
 # A line of a table: its name, and what gives its encoder for a seed.
@@ -30,7 +39,7 @@ def compared(
         among: those that make sense for the protocol.
 
     Returns:
-        Names and what gives the encoders, each with its `preprocess`.
+        Names and what gives the encoders, each with its `preprocess`, on the encoder's device.
 
     Raises:
         UserError: if there is no such baseline.
@@ -47,11 +56,12 @@ def compared(
 def _baseline(encoder: nn.Module, name: str) -> Line:
     from barlow.encoders import fresh_copy
 
+    device = device_of(encoder)
     if name == "random":
-        return WITHOUT, lambda seed: fresh_copy(encoder, seed)
+        return WITHOUT, lambda seed: fresh_copy(encoder, seed).to(device)
     if name == "pixels":
         return "raw pixels", lambda seed: _Pixels(preprocess_of(encoder))
-    return "supervised weights", lambda seed: _supervised(encoder)
+    return "supervised weights", lambda seed: _supervised(encoder).to(device)
 
 
 class _Pixels(nn.Module):
@@ -83,19 +93,36 @@ def _supervised(encoder: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def encoder_at(place: str | Path | nn.Module) -> nn.Module:
-    """The encoder itself, loaded if a place is given."""
+def encoder_at(place: str | Path | nn.Module, accelerator: str) -> nn.Module:
+    """The encoder where it is, or loaded onto a device of the accelerator if a place is given."""
     if isinstance(place, nn.Module):
         return place
     from barlow.share import load_encoder
 
-    return load_encoder(place)
+    device = device_for(accelerator)
+    return load_encoder(place).to(device)
 
 
-def view_preset(place: str | Path | nn.Module) -> str:
-    """The preset of views a run was trained with: it knows whether a mirrored image is the same."""
+def device_for(accelerator: str) -> torch.device:
+    """A device of an accelerator; another one for each process that torchrun or SLURM started.
+
+    Raises:
+        UserError: if this machine has no such accelerator.
+    """
+    device = create_fabric(Devices(accelerator)).device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where what is gathered from all ranks goes
+    return device
+
+
+def run_views(place: str | Path | nn.Module) -> tuple[str, dict[str, Any]]:
+    """The preset a run was trained with, and what it changed of the first view's crops and flips.
+
+    They know whether a mirrored image is the same.
+    """
     from barlow.run import Run
 
     if not isinstance(place, nn.Module) and (run := Run(Path(place))).config_file.exists():
-        return run.settings().view_preset
-    return "small"
+        settings = run.settings()
+        return settings.view_preset, {k: v for k, v in settings.view1.items() if k in _GEOMETRY}
+    return "small", {}

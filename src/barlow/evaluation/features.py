@@ -100,7 +100,7 @@ def _extract_by_processes(
     encoder: nn.Module, source: Source, batch_size: int, devices: int
 ) -> tuple[Tensor, Tensor]:
     """`extract`, by processes that live as long as it takes, each a share of the images."""
-    asked = Devices(_device_of(encoder).type, devices)
+    asked = Devices(device_of(encoder).type, devices)
     with tempfile.TemporaryDirectory() as folder:
         task = partial(
             _extract_share,
@@ -171,7 +171,7 @@ def stream_features(
         Features `(B, F)` float32 on the CPU and the rows `(B,)` of the source they belong to.
     """
     preprocess = preprocess_of(encoder)
-    device = _device_of(encoder)
+    device = device_of(encoder)
     was_training = [module for module in encoder.modules() if module.training]
     encoder.eval()
     try:
@@ -194,7 +194,8 @@ def stream_features(
             module.training = True
 
 
-def _device_of(encoder: nn.Module) -> torch.device:
+def device_of(encoder: nn.Module) -> torch.device:
+    """Where an encoder is; the CPU if it has no weights."""
     return next((p.device for p in encoder.parameters()), torch.device("cpu"))
 
 

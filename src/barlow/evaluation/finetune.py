@@ -3,6 +3,7 @@
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from barlow.data import preprocess_of
 from barlow.errors import TrainingError, UserError
 from barlow.evaluation.classifier import Classifier, refuse_other, save_classifier, scores_of
-from barlow.evaluation.compared import Line, compared, encoder_at, view_preset
+from barlow.evaluation.compared import Line, compared, encoder_at, run_views
 from barlow.evaluation.metrics import classification, right
 from barlow.evaluation.result import Result, Row, pack
 from barlow.evaluation.subsets import split
@@ -29,6 +30,7 @@ class _Training:
     epochs: int
     batch_size: int
     views: str
+    view1: dict[str, Any]
     classes: list[str]
 
 
@@ -50,6 +52,7 @@ def finetune(
     batch_size: int = 64,
     limit: int | None = None,
     out: str | None = None,
+    accelerator: str = "auto",
 ) -> Result:
     """Train the whole network on labelled images, several times, and measure it.
 
@@ -69,10 +72,12 @@ def finetune(
             and crops; the table has mean and standard deviation.
         seed: the first of the seeds.
         rate: of AdamW; by default chosen on held-out training images, for each row its own.
-        views: preset of the crops and flips; by default the one the run was pretrained with.
+        views: preset of the crops and flips; by default those that the run was pretrained with.
         batch_size: images a step.
         limit: use only the first so many images of each source.
         out: folder to save the classifier of the first seed in, for `predict`.
+        accelerator: auto, cpu, cuda or mps, for an encoder that is loaded; a module stays where it
+            is.
 
     Returns:
         Mean and standard deviation over the seeds; loss and accuracies of training and test.
@@ -84,7 +89,7 @@ def finetune(
     _check(epochs, seeds, rate, batch_size)
     if out is not None:
         refuse_other(Path(out))
-    module = encoder_at(encoder)
+    module = encoder_at(encoder, accelerator)
     lines = compared(module, baseline, ("random", "supervised"))
     in_chans = preprocess_of(module).in_chans
     task = open_task(
@@ -96,7 +101,8 @@ def finetune(
     if epochs is None:
         steps = -(-len(tasks[0].train.rows) // batch_size)
         epochs = max(_EPOCHS, -(-_STEPS // steps))
-    training = _Training(epochs, batch_size, views or view_preset(encoder), task.names)
+    preset, changes = (views, {}) if views else run_views(encoder)
+    training = _Training(epochs, batch_size, preset, changes, task.names)
     rows = []
     parts = [one.train for one in tasks]
     for line in lines:
@@ -104,7 +110,7 @@ def finetune(
         rows.append(row)
     if out is not None:  # the last row is the one with pretraining
         save_classifier(classifier, out)
-    settled = {"epochs": epochs, "views": training.views}
+    settled = {"epochs": epochs, "views": preset} | ({"view1": changes} if changes else {})
     return Result("finetune", tuple(rows), settled, tasks[0].described())
 
 
@@ -171,6 +177,7 @@ def _tuned(
         batch_size=training.batch_size,
         seed=seed,
         views=training.views,
+        view1=training.view1,
     )
 
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from barlow.address import key
 from barlow.data import Preprocess, Source, open_source, preprocess_of
 from barlow.data.decode import BrokenImage
+from barlow.data.source import spread
 from barlow.errors import UserError
 from barlow.evaluation.compared import compared, encoder_at
-from barlow.evaluation.features import cache_folder, features_of
+from barlow.evaluation.features import cache_folder, device_of, features_of
 from barlow.evaluation.result import Result, Row
 from barlow.evaluation.spectrum import (
     alignment,
@@ -41,6 +42,7 @@ def health(
     seed: int = 0,
     batch_size: int = 256,
     cache: bool = True,
+    accelerator: str = "auto",
     devices: int = 1,
 ) -> Result:
     """Numbers of a representation that need no label.
@@ -58,6 +60,8 @@ def health(
         seed: of the views and of the random baseline.
         batch_size: images at a time.
         cache: keep features in $BARLOW_CACHE, by default ~/.cache/barlow/features.
+        accelerator: auto, cpu, cuda or mps, for an encoder that is loaded; a module stays where it
+            is.
         devices: processes on this machine that share the images, one a device.
 
     Returns:
@@ -68,7 +72,7 @@ def health(
     """
     if views < 2 or images < 3:
         raise UserError(f"health of {images} images with {views} views: give at least 3 and 2")
-    module = encoder_at(encoder)
+    module = encoder_at(encoder, accelerator)
     source = open_source(train, "train", in_chans=preprocess_of(module).in_chans)
     chosen = source.spread(images)
     if len(chosen) < 3:
@@ -92,7 +96,7 @@ def _row(name: str, x: Tensor, drawn: Tensor) -> Row:
         "effective rank": effective_rank(x),
         "alpha-ReQ": alpha_req(x),
         "LiDAR": lidar(drawn),
-        "uniformity": uniformity(x[:_PAIRS]),
+        "uniformity": uniformity(x[spread(len(x), _PAIRS)]),
         "alignment": alignment(drawn[:, 0], drawn[:, 1]),
         "off-diagonal": mean_off_diagonal(x),
     }
@@ -126,7 +130,7 @@ def _features_of_views(
     encoder: nn.Module, source: Source, two_views: TwoViews, views: int, seed: int
 ) -> Tensor:
     """Features of augmented images, `(N, V, F)`, of the first and second view in turns."""
-    device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
+    device = device_of(encoder)
     was_training = [module for module in encoder.modules() if module.training]
     encoder.eval()
     found = []

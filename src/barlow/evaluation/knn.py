@@ -69,20 +69,25 @@ def weights(similarity: Tensor, temperature: float) -> Tensor:
     return ((similarity - similarity[:, :1]) / temperature).softmax(1)
 
 
-def vote(similarity: Tensor, targets: Tensor, temperature: float, k: int) -> Tensor:
+def vote(
+    similarity: Tensor, targets: Tensor, temperature: float, k: int, classes: int = 0
+) -> Tensor:
     """Average the targets of the k nearest, by their `weights`.
 
     Args:
         similarity: `(Q, K)` float32, the largest first.
-        targets: of the same neighbours: `(Q, K)` int64 classes are counted with `one_hot`
-            beforehand; here `(Q, K, C)` float32.
+        targets: of the same neighbours: `(Q, K)` int64 classes, or `(Q, K, C)` float32.
         temperature: of the weights.
         k: how many of the K to use.
+        classes: C, where targets are classes.
 
     Returns:
-        `(Q, C)` float32; for one-hot targets, the share of the vote of each class.
+        `(Q, C)` float32; of classes, the share of the vote of each.
     """
-    return torch.einsum("qk,qkc->qc", weights(similarity[:, :k], temperature), targets[:, :k])
+    shares, targets = weights(similarity[:, :k], temperature), targets[:, :k]
+    if targets.ndim == 2:
+        return shares.new_zeros(len(shares), classes).scatter_add_(1, targets, shares)
+    return torch.einsum("qk,qkc->qc", shares, targets)
 
 
 def knn_scores(
@@ -91,25 +96,28 @@ def knn_scores(
     targets: Tensor,
     ks: tuple[int, ...] = (20, 200),
     temperatures: tuple[float, ...] = (0.07, 0.1),
+    classes: int = 0,
 ) -> dict[tuple[int, float], Tensor]:
     """Weighted k-NN (Wu et al. 2018, section 3.4) for several k and temperatures in one search.
 
     Args:
         queries: `(Q, F)` float32.
         bank: `(B, F)` float32.
-        targets: of the bank: `(B, C)` float32; one-hot for classes.
+        targets: of the bank: `(B,)` int64 classes, or `(B, C)` float32.
         ks: numbers of neighbours; one larger than the bank takes all of it.
         temperatures: of the weights.
+        classes: C, where targets are classes.
 
     Returns:
-        For each (k, temperature) the weighted mean of the neighbours' targets, `(Q, C)`.
+        For each (k, temperature) the weighted mean of the neighbours' targets, `(Q, C)`; of
+        classes, the share of the vote of each.
 
     Raises:
         UserError: if the bank is empty or a k or temperature is not positive.
 
     Example:
         >>> bank = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-        >>> knn_scores(bank, bank, torch.eye(2), ks=(1,))[1, 0.1]
+        >>> knn_scores(bank, bank, torch.tensor([0, 1]), ks=(1,), classes=2)[1, 0.1]
         tensor([[1., 0.],
                 [0., 1.]])
     """
@@ -120,9 +128,9 @@ def knn_scores(
     largest = min(max(ks), len(bank))
     similarity, rows = nearest(queries, bank, largest)
     scores: dict[tuple[int, float], list[Tensor]] = {(k, t): [] for k in ks for t in temperatures}
-    # (512, 200, C) at a time: with many classes the neighbours' targets are the largest thing.
+    # (512, 200, C) of tags or numbers at a time.
     for s, r in zip(torch.split(similarity, _QUERIES), torch.split(rows, _QUERIES), strict=True):
-        of_neighbours = targets[r]  # (q, K, C)
+        of_neighbours = targets[r]  # (q, K) or (q, K, C)
         for k, t in scores:
-            scores[k, t].append(vote(s, of_neighbours, t, k))
+            scores[k, t].append(vote(s, of_neighbours, t, k, classes))
     return {setting: torch.cat(parts) for setting, parts in scores.items()}

@@ -4,7 +4,7 @@ import csv
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -61,18 +61,20 @@ def labels_of(source: Source) -> Labels:
     return Labels("classes", list(names), rows, source.labels[rows])
 
 
-def read_labels(file: str | Path, ids: Sequence[str], kind: AnyKind) -> Labels:
+def read_labels(file: str | Path, ids: Sequence[str], kind: AnyKind, folder: str = "") -> Labels:
     """Read labels from a CSV file with a heading line.
 
-    The file name stands in a column `file_name` (or file, path, image, id; else the first), as
-    the source's id or as its last part. One further column holds a class, several tags with `|`
-    or `;` between them, or a number; several columns hold a number each, or 0 and 1 for tags.
+    The file name stands in a column `file_name` (or file, path, image, id; else the first): the
+    source's id, the last parts of it, or a longer path that ends in it, from the source's folder
+    on. One further column holds a class, several tags with `|` or `;` between them, or a number;
+    several columns hold a number each, or 0 and 1 for tags.
 
     Args:
         file: the CSV file.
         ids: of the source's images.
         kind: what is in it; "auto" tells from the values. Whole numbers in one column are classes,
             unless the kind is "numbers".
+        folder: name of the folder that the ids are below, if there is one.
 
     Returns:
         Labels of the images that the file names; a line whose image is not in the source, or
@@ -83,11 +85,11 @@ def read_labels(file: str | Path, ids: Sequence[str], kind: AnyKind) -> Labels:
             has values of another kind.
     """
     columns, lines = _table(Path(file))
-    places = _places(ids)
+    places = _places([name for name, *_ in lines], ids, folder)
     rows, cells = list[int](), list[list[str]]()
     unknown, empty = list[str](), list[str]()
     for name, *values in lines:
-        row = places.get(name, places.get(Path(name).name))
+        row = places.get(name)
         if row is None:
             unknown.append(name)
         elif row < 0:
@@ -133,19 +135,31 @@ def _table(file: Path) -> tuple[list[str], list[list[str]]]:
     rest = [i for i in range(len(heading)) if i != at]
     return (
         [heading[i] for i in rest],
-        [[line[at].strip(), *(line[i].strip() for i in rest)] for line in lines],
+        [[line[at].strip().removeprefix("./"), *(line[i].strip() for i in rest)] for line in lines],
     )
 
 
-def _places(ids: Sequence[str]) -> dict[str, int]:
-    """The row of every id and of its last part; -1 where several images share that."""
-    places: dict[str, int] = {}
+def _places(names: Sequence[str], ids: Sequence[str], folder: str) -> dict[str, int]:
+    """The row of the image that each name means, if there is one; -1 if there are several."""
+    asked, places, whole = set(names), dict[str, int](), dict[str, int]()
     for row, name in enumerate(ids):
-        last = Path(name).name
-        places[last] = -1 if last in places else row
-    for row, name in enumerate(ids):  # the whole id is never in doubt
-        places[name] = row
-    return places
+        path = f"{folder}/{name}" if folder else name
+        whole[path] = row
+        for end in _ends(path):
+            if end in asked:
+                places[end] = -1 if end in places else row
+    for name in asked - places.keys():
+        if found := [whole[end] for end in _ends(name) if end in whole]:
+            places[name] = found[0]
+    # The whole id is never in doubt.
+    return places | {name: row for row, name in enumerate(ids) if name in asked}
+
+
+def _ends(path: str) -> Iterator[str]:
+    """The path, and what is left of it without its first folder, its second, ..."""
+    while path:
+        yield path
+        path = path.partition("/")[2]
 
 
 def _kind(cells: list[list[str]]) -> Kind:

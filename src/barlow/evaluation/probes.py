@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from barlow.data import preprocess_of
 from barlow.errors import UserError
-from barlow.evaluation.compared import compared, encoder_at, view_preset
+from barlow.evaluation.compared import compared, encoder_at, run_views
 from barlow.evaluation.features import cache_folder, features_of
 from barlow.evaluation.knn import knn_scores
 from barlow.evaluation.labels import AnyKind, Kind
@@ -47,6 +46,7 @@ def linear(
     batch_size: int = 256,
     limit: int | None = None,
     cache: bool = True,
+    accelerator: str = "auto",
     devices: int = 1,
 ) -> Result:
     """A linear classifier on the frozen encoder.
@@ -72,6 +72,8 @@ def linear(
         batch_size: images at a time through the encoder.
         limit: use only the first so many images of each source.
         cache: keep features in $BARLOW_CACHE, by default ~/.cache/barlow/features.
+        accelerator: auto, cpu, cuda or mps, where an encoder that is loaded runs; a module stays
+            where it is, and what is fitted to features is fitted on the CPU.
         devices: processes on this machine that share the images, one a device.
 
     Returns:
@@ -81,7 +83,7 @@ def linear(
     Raises:
         UserError: if the labels do not fit, or an option is out of range.
     """
-    module = encoder_at(encoder)
+    module = encoder_at(encoder, accelerator)
     in_chans = preprocess_of(module).in_chans
     task = open_task(
         train,
@@ -99,8 +101,14 @@ def linear(
         module, task, baseline, seed, batch_size, cache, devices
     ):
         if augment:
-            views, passes = view_preset(encoder), _PASSES if epochs is None else epochs
-            classifier, chosen = _augmented(one, task.train, classes, passes, seed, views)
+            from barlow.evaluation.augmented import augmented_probe
+
+            passes = _PASSES if epochs is None else epochs
+            views, view1 = run_views(encoder)
+            classifier, rate = augmented_probe(
+                one, task.train, classes, passes, seed=seed, views=views, view1=view1
+            )
+            chosen = {"rate": rate}
         else:
             classifier, chosen = _fit(task.kind, learnt, classes, epochs, seed)
         scores = classifier(held_out.x)
@@ -125,6 +133,7 @@ def knn(
     batch_size: int = 256,
     limit: int | None = None,
     cache: bool = True,
+    accelerator: str = "auto",
     devices: int = 1,
 ) -> Result:
     """Weighted nearest neighbours: nothing is trained and nothing chosen.
@@ -146,6 +155,8 @@ def knn(
         batch_size: images at a time through the encoder.
         limit: use only the first so many images of each source.
         cache: keep features in $BARLOW_CACHE, by default ~/.cache/barlow/features.
+        accelerator: auto, cpu, cuda or mps, where an encoder that is loaded runs; a module stays
+            where it is, and what is fitted to features is fitted on the CPU.
         devices: processes on this machine that share the images, one a device.
 
     Returns:
@@ -155,7 +166,7 @@ def knn(
     Raises:
         UserError: if the labels do not fit, or an option is out of range.
     """
-    module = encoder_at(encoder)
+    module = encoder_at(encoder, accelerator)
     in_chans = preprocess_of(module).in_chans
     task = open_task(
         train,
@@ -170,9 +181,8 @@ def knn(
     rows = []
     for name, _, bank, queries in _lines(module, task, baseline, seed, batch_size, cache, devices):
         ks = tuple(k for k in (20, 200) if k <= len(bank.x)) or (len(bank.x),)
-        classes = task.kind == "classes"
-        targets = F.one_hot(bank.y, len(task.names)).float() if classes else bank.y
-        for (k, t), scores in knn_scores(queries.x, bank.x, targets, ks).items():
+        found = knn_scores(queries.x, bank.x, bank.y, ks, classes=len(task.names))
+        for (k, t), scores in found.items():
             values = measured(task.kind, scores, queries.y, "val", loss=False)
             correct = _correct(task, scores, queries.y)
             rows.append(Row(f"{name}, k = {k}, t = {t}", values, correct=correct))
@@ -220,15 +230,6 @@ def _fit(
         return found, {"rate": rate}
     found, penalty = logistic_probe(x, y, classes, seed=seed)
     return found, {"penalty": penalty}
-
-
-def _augmented(
-    encoder: nn.Module, part: Part, classes: int, epochs: int, seed: int, views: str
-) -> tuple[LinearClassifier, dict[str, Any]]:
-    from barlow.evaluation.augmented import augmented_probe
-
-    found, rate = augmented_probe(encoder, part, classes, epochs, seed=seed, views=views)
-    return found, {"rate": rate}
 
 
 def _correct(task: Task, scores: Tensor, y: Tensor) -> list[str]:

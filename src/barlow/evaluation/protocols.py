@@ -18,7 +18,7 @@ from barlow.evaluation.result import Result, environment, plain
 PROTOCOLS = {"linear": "probes", "knn": "probes", "finetune": "finetune", "health": "health"}
 
 # Where things go, not what is measured.
-_NOT_SETTINGS = ("out", "cache", "devices")
+_NOT_SETTINGS = ("out", "cache", "accelerator", "devices")
 
 
 def evaluate(

@@ -137,12 +137,14 @@ def open_task(
     first = open_source(train, "train", in_chans=in_chans, limit=limit)
     second = open_source(test, "test", in_chans=in_chans, limit=limit)
     same = _place(train) == _place(test) and first.fingerprint == second.fingerprint
-    known = read_labels(labels, first.ids, kind) if labels else labels_of(first)
+    known = read_labels(labels, first.ids, kind, _folder(train)) if labels else labels_of(first)
     if same and test_labels is None:
         known, held_out = _divided(known)
     else:
         file = test_labels or labels
-        found = read_labels(file, second.ids, known.kind) if file else labels_of(second)
+        found = (
+            read_labels(file, second.ids, known.kind, _folder(test)) if file else labels_of(second)
+        )
         held_out = _aligned(known, found, second.name)
         both = known.rows[torch.isin(known.rows, held_out.rows)].tolist()
         if same and both:
@@ -162,6 +164,12 @@ def _place(source: str) -> str:
     """Where a source is: one path, however a file or folder is written."""
     path = os.path.expanduser(source.partition("::")[0])
     return os.path.realpath(path) if os.path.exists(path) else source
+
+
+def _folder(source: str) -> str:
+    """The name of the folder that the images of a source are below, if it is one."""
+    path = os.path.abspath(os.path.expanduser(source.partition("::")[0]))
+    return os.path.basename(path) if os.path.isdir(path) else ""
 
 
 def _divided(known: Labels) -> tuple[Labels, Labels]:

@@ -24,6 +24,7 @@ def transfer(
     batch_size: int = 256,
     limit: int | None = None,
     cache: bool = True,
+    accelerator: str = "auto",
     devices: int = 1,
 ) -> Result:
     """Evaluate one encoder on several labelled sources, in one table.
@@ -43,6 +44,8 @@ def transfer(
         batch_size: images at a time through the encoder.
         limit: use only the first so many images of each source.
         cache: keep features for the next time.
+        accelerator: auto, cpu, cuda or mps, where an encoder that is loaded runs; a module stays
+            where it is, and what is fitted to features is fitted on the CPU.
         devices: processes on this machine that share the images, one a device.
 
     Returns:
@@ -69,6 +72,7 @@ def transfer(
         "batch_size": batch_size,
         "limit": limit,
         "cache": cache,
+        "accelerator": accelerator,
         "devices": devices,
     }
     results = [evaluate(encoder, n, n, protocol, **shared) for n in names]

@@ -1,6 +1,8 @@
 """The training of a whole classifier, encoder and all, on labelled images."""
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from barlow.data import Preprocess, memory
 from barlow.data.decode import BrokenImage
 from barlow.errors import TrainingError
 from barlow.evaluation.classifier import Classifier
-from barlow.evaluation.features import features_of
+from barlow.evaluation.features import device_of, features_of
 from barlow.evaluation.linear import LinearClassifier, logistic_probe
 from barlow.evaluation.task import Part
 from barlow.optim import parameter_groups, warmup_cosine
@@ -32,6 +34,7 @@ def tune(
     batch_size: int,
     seed: int,
     views: str,
+    view1: Mapping[str, Any] | None = None,
 ) -> Classifier:
     """Train a copy of an encoder with a linear layer on top.
 
@@ -49,6 +52,7 @@ def tune(
         batch_size: images a step; of the last, smaller batch only a single image is left out.
         seed: of the order, the crops, and random layers such as dropout.
         views: preset whose crops, flips and turns are drawn.
+        view1: fields of its first view to replace.
 
     Returns:
         The classifier, in eval mode.
@@ -57,7 +61,7 @@ def tune(
         TrainingError: if the loss is not finite.
     """
     classifier = Classifier(copy.deepcopy(encoder), classes)
-    device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
+    device = device_of(encoder)
     x, rows = features_of(encoder, part.source, part.rows, batch_size=batch_size)
     with torch.no_grad():
         probe = _probe(x, part.known(rows), len(classes), seed)
@@ -71,11 +75,10 @@ def tune(
     )
     for group in optimiser.param_groups:
         group["initial_lr"] = group["lr"]
-    draw = geometry(encoder, views).to(device)
-    images = Images(part, draw)
+    images = Images(part, geometry(encoder, views, view1))
     starts = _starts(len(part.rows), batch_size)
     steps, step = epochs * len(starts), 0
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(key(seed, _LAYERS))
         for epoch in range(epochs):
             classifier.train()
@@ -89,7 +92,7 @@ def tune(
                 step += 1
                 if len(y) < 2:  # batch norm has no variance of one image
                     continue
-                loss = F.cross_entropy(classifier(batch.to(device)), y.to(device))
+                loss = F.cross_entropy(classifier(batch), y.to(device))
                 if not loss.isfinite():
                     raise TrainingError(
                         f"fine-tuning at rate {rate:g} diverged in epoch {epoch + 1}: "
@@ -101,8 +104,14 @@ def tune(
     return classifier.eval()
 
 
-def geometry(encoder: nn.Module, views: str) -> TwoViews:
-    """The crops, flips and turns of a preset, without what changes colours and sharpness."""
+def geometry(encoder: nn.Module, views: str, view1: Mapping[str, Any] | None = None) -> TwoViews:
+    """The crops, flips and turns of a preset, without what changes colours and sharpness.
+
+    Args:
+        encoder: takes the views, on its device.
+        views: the preset.
+        view1: fields of its first view to replace.
+    """
     preprocess = encoder.preprocess
     assert isinstance(preprocess, Preprocess)
     plain = {"jitter": 0.0, "greyscale": 0.0, "blur": 0.0, "solarise": 0.0, "noise": 0.0}
@@ -112,9 +121,9 @@ def geometry(encoder: nn.Module, views: str) -> TwoViews:
         in_chans=preprocess.in_chans,
         mean=preprocess.mean,
         std=preprocess.std,
-        view1=plain,
+        view1={**(view1 or {}), **plain},
         view2=plain,
-    )
+    ).to(device_of(encoder))
 
 
 class Images:
@@ -126,7 +135,10 @@ class Images:
         self._held = memory.load(self._source, memory.default_budget(), views.image_size)
 
     def draw(self, chosen: Tensor, key: int, start: int) -> tuple[Tensor, Tensor]:
-        """Views `(B, C, S, S)` of the chosen images, and which they are: those that can be read."""
+        """Views `(B, C, S, S)` of the chosen images that can be read, and which those are.
+
+        The views are on the device of what draws them.
+        """
         images: Tensor | list[Tensor]
         if self._held is not None:
             decoded, replacement = self._held
@@ -142,8 +154,9 @@ class Images:
                     self._source.skip(i, str(error))
             chosen = torch.tensor(good, dtype=torch.long)
         position = torch.arange(start, start + len(chosen))
-        crops = self._views.crop(images, key, position)
-        view, _ = self._views.finish(*crops, key, position)
+        device = self._views.mean.device
+        crops1, crops2 = (c.to(device) for c in self._views.crop(images, key, position))
+        view, _ = self._views.finish(crops1, crops2, key, position)
         return view, chosen
 
 
