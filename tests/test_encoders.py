@@ -69,7 +69,8 @@ def test_the_blocks_of_a_transformer_are_stages_and_a_copy_has_its_own_weights()
     assert torch.equal(encoder(images), before)
 
 
-def test_what_cannot_be_is_refused_by_name():
+def test_what_cannot_be_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="has 5 stages"):
         barlow.create_encoder("resnet18", 32, stages=6)
     with pytest.raises(UserError, match=r"unknown encoder 'resnet_18'.*did you mean"):

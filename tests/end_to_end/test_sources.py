@@ -129,8 +129,10 @@ KINDS: dict[str, Callable[[Path], str]] = {
 
 def pretrain(source: str, out: Path, *more: str) -> list[str]:
     return [
-        "pretrain", source, "--out", str(out), *SMALL, "--encoder", "resnet18", "--projector", "8",
-        "8", "--batch-size", "4", "--epochs", "1", "--limit", "8", "--workers", "0", *more,
+        "pretrain", source, "--out", str(out), *SMALL, "--encoder", "resnet18", "--encoder-args",
+        '{"channels": [8, 16, 24, 32], "layers": [1, 1, 1, 1]}', "--validation-limit", "16",
+        "--projector", "8", "8", "--batch-size", "4", "--epochs", "1", "--limit", "8",
+        "--workers", "0", *more,
     ]  # fmt: skip
 
 

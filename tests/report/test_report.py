@@ -60,6 +60,7 @@ def test_photos_without_labels_or_held_out_images_have_neighbours_and_a_map(tmp_
         Image.fromarray(pixels).save(folder / f"{i:02}.jpg")
     (folder / "05.jpg").write_text("one of sixty is few, one of the twelve on the map is many")
     settings = {"encoder": "resnet18", "image_size": 32, "projector": [16], "epochs": 1}
+    settings["encoder_args"] = {"channels": [8, 16, 24, 32]}
     run = barlow.pretrain(str(folder), tmp_path / "run", batch_size=32, **settings)
     page = write_report([str(run.path)])
     assert headings(page) == [

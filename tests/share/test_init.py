@@ -10,7 +10,14 @@ from barlow.model import create_projector
 from barlow.settings import Settings
 from barlow.share import save_encoder
 
-TINY = {"recipe": "demo", "epochs": 1, "limit": 64, "batch_size": 32, "accelerator": "cpu"}
+TINY = {
+    "recipe": "demo",
+    "epochs": 1,
+    "limit": 64,
+    "validation_limit": 64,
+    "batch_size": 32,
+    "accelerator": "cpu",
+}
 
 
 @pytest.fixture

@@ -24,7 +24,14 @@ from barlow.share import load_encoder, save_encoder
 from barlow.share.card import _NOT_TOLD
 from barlow.share.pushing import push
 
-TINY = {"recipe": "demo", "epochs": 1, "limit": 64, "batch_size": 32, "accelerator": "cpu"}
+TINY = {
+    "recipe": "demo",
+    "epochs": 1,
+    "limit": 64,
+    "validation_limit": 64,
+    "batch_size": 32,
+    "accelerator": "cpu",
+}
 
 
 @pytest.fixture(scope="module")
