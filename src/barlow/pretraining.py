@@ -75,7 +75,8 @@ def pretrain(
         >>> import barlow, tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     run = barlow.pretrain("mnist5k", f"{folder}/run", recipe="demo",
-        ...                           epochs=1, limit=64, batch_size=32)
+        ...                           epochs=1, limit=64, batch_size=32,
+        ...                           validation_limit=64)
         ...     run.encoder().num_features
         128
     """
