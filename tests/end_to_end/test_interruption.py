@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from barlow.checkpoint import load_checkpoint
+from barlow.cli import main
 from barlow.run import Run
 
 SETTINGS = {
@@ -203,6 +204,15 @@ def fill(path: Path) -> None:
     with open(path, "wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(4096))
+
+
+def test_what_does_not_fit_on_the_disk_is_one_line_and_leaves_nothing(small_disk, capsys):
+    file = small_disk / "encoder.safetensors"  # of five megabytes
+    assert main(["export", "cifar10-small", "--format", "safetensors", "--out", str(file)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("barlow: cannot use the disk (No space left on device)")
+    assert told.count("\n") == 1
+    assert list(small_disk.iterdir()) == []
 
 
 def test_a_full_disk_stops_nothing_and_what_waited_is_written_later(tmp_path, small_disk):

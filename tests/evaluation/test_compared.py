@@ -118,7 +118,7 @@ def test_every_protocol_asks_for_the_accelerator_that_is_given(saved, asked, pro
 
 def test_an_accelerator_that_is_not_there_is_said_in_one_line(saved, encoder, tmp_path):
     if torch.cuda.is_available():
-        pytest.skip("it is there")
+        pytest.skip("this machine has the accelerator that none should have here")
     save_classifier(Classifier(encoder, ["a", "b"]), tmp_path / "model")
     for run in (
         lambda: barlow.evaluate(saved, "mnist5k", protocol="health", accelerator="cuda"),

@@ -1,5 +1,6 @@
 """The command `barlow`: parses, calls, prints; the only room that does."""
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -54,9 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return FAILED
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        what = f"cannot use {error.filename} ({error.strerror}): give another place, or mend it"
+        place = error.filename or "the disk"
+        what = f"cannot use {place} ({error.strerror}): give another place, or mend it"
         return _fail(what, USER_MISTAKE)
     return DONE
 
