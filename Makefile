@@ -14,7 +14,7 @@ demo: install ## pretrain and evaluate on 5,000 real digits
 	$(BIN)/barlow demo
 
 test: install ## every test, doctests included
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 check: install ## lint, format and types
 	$(BIN)/ruff check
