@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from barlow.errors import UserError, one_line
 
-Stem = Literal["auto", "standard", "small", "padded", "strided"]
+Stem = Literal["auto", "standard", "small", "padded", "linear", "strided"]
 
-STEM_STRIDE = {"standard": 4, "small": 1, "padded": 1, "strided": 2}
+STEM_STRIDE = {"standard": 4, "small": 1, "padded": 1, "linear": 1, "strided": 2}
 """By how much a ResNet's stem reduces an image's height and width."""
 
 # At and below this size a ResNet's stride-2 convolution and pooling throw most of the image away.
@@ -28,7 +28,7 @@ class EncoderSpec:
     name: str
     image_size: int
     in_chans: int
-    stem: Literal["standard", "small", "padded", "strided"]
+    stem: Literal["standard", "small", "padded", "linear", "strided"]
     model_args: dict[str, Any] = field(default_factory=dict)
     pool: int = 1
     stages: int = 1
@@ -95,7 +95,8 @@ def create_encoder(
         pretrained: start from timm's supervised weights (downloaded) instead of at random.
         stem: "small" replaces a ResNet's 7x7 stride-2 convolution and pooling by a 3x3 stride-1
             convolution, as everybody does for CIFAR; "padded" pads that by two pixels instead of
-            one, as solo-learn does; "strided" strides it by two pixels, for a quarter of the work;
+            one, as solo-learn does; "linear" has no ReLU behind it, as lightly's own ResNets in
+            its examples; "strided" strides it by two pixels, for a quarter of the work;
             "standard" leaves the network alone; "auto" is "small" for ResNets at 64 pixels and
             less.
         pool: side of the grid that a map is averaged to. 1 is timm's own pooling; 2 keeps the four
@@ -145,6 +146,8 @@ def create_encoder(
         stem = "small" if has_resnet_stem and image_size <= _SMALL_IMAGE else "standard"
     if stem != "standard":
         _replace_stem(encoder, STEM_STRIDE[stem], padding=2 if stem == "padded" else 1)
+    if stem == "linear":
+        encoder.act1 = nn.Identity()
     spec = EncoderSpec(name, image_size, in_chans, stem, model_args, pool, stages)
     encoder.spec = spec  # type: ignore[assignment]
     if spec.of_maps:

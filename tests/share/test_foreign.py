@@ -15,7 +15,10 @@ from torchvision.models.resnet import BasicBlock
 
 import barlow
 from barlow.errors import UserError
+from barlow.share import save_encoder
+from barlow.share.exporting import export
 from barlow.share.loading import load
+from barlow.share.pushing import push
 
 IMAGES = 64
 
@@ -215,7 +218,40 @@ def test_the_small_resnets_of_lightly_load(shaken, tmp_path):
     torch.save({"state_dict": state}, tmp_path / "cifar.ckpt")
     ours = barlow.load_encoder(tmp_path / "cifar.ckpt")
     view = torch.randn(2, 3, 32, 32)
-    assert torch.equal(ours(view), theirs.eval()(view))
+    features = backbone(view).flatten(1)  # the ReLU behind the stem is no child, and is not there
+    assert torch.equal(ours(view), features)
+    assert not torch.equal(theirs.eval()(view), features)
+    assert "no ReLU behind it" in ours.origin
+
+    save_encoder(ours, tmp_path / "saved")
+    assert torch.equal(barlow.load_encoder(tmp_path / "saved")(view), features)
+    with pytest.raises(RuntimeError, match=r"size mismatch for conv1\.weight"):
+        timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True, num_classes=0)
+    with pytest.raises(UserError, match="no ResNet without a ReLU behind its stem"):
+        export(ours, "timm", str(tmp_path / "timm"))
+    with pytest.raises(UserError, match="no ResNet without a ReLU behind its stem"):
+        push(str(tmp_path / "cifar.ckpt"), "someone/model", dry_run=True)
+
+
+@torch.no_grad()
+def test_a_small_resnet_of_lightly_that_is_whole_has_its_relu(shaken, tmp_path):
+    theirs = torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1])
+    theirs.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    theirs.maxpool = theirs.fc = nn.Identity()
+    state = shaken(theirs).state_dict().items()
+    whole = {f"backbone.{k.replace('downsample', 'shortcut')}": v for k, v in state}
+    torch.save({"state_dict": whole}, tmp_path / "whole.ckpt")
+    view = torch.randn(2, 3, 32, 32)
+    assert torch.equal(barlow.load_encoder(tmp_path / "whole.ckpt")(view), theirs(view))
+
+
+def test_a_resnet_that_lost_its_pooling_is_refused(tmp_path):
+    theirs = torchvision.models.resnet18()
+    layers = [theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4]
+    backbone = nn.Sequential(theirs.conv1, theirs.bn1, *layers)
+    torch.save(backbone.state_dict(), tmp_path / "cut.pth")
+    with pytest.raises(UserError, match="neither ReLU nor pooling"):
+        barlow.load_encoder(tmp_path / "cut.pth")
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -63,7 +63,14 @@ def find_encoder(tensors: Named, padded: bool = False) -> Found | None:
             prefix = min(prefixes, key=lambda p: (bool(_AVERAGED.search(p)), len(p), p))
             inside = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             weights = rename(inside)
-            return Found(prefix, weights, infer(weights, padded))
+            spec = infer(weights, padded)
+            if rename is _sequential_names and _first_layer(inside) == 2:
+                # Nothing between batch norm and layer1: lightly's own ResNets call the ReLU as a
+                # function, which `nn.Sequential` of their children has not.
+                if spec.stem == "standard":
+                    raise UserError("its ResNet has neither ReLU nor pooling behind a 7x7 stem")
+                spec = replace(spec, stem="linear")
+            return Found(prefix, weights, spec)
     return None
 
 
@@ -92,13 +99,17 @@ def _resnet_names(weights: Named) -> Named:
 
 def _sequential_names(weights: Named) -> Named:
     """`nn.Sequential` of a ResNet's children: numbers in place of names."""
-    layer1 = min(int(m[1]) for name in weights if (m := re.match(r"(\d+)\.0\.conv1\.", name)))
+    layer1 = _first_layer(weights)
     names = {"0": "conv1", "1": "bn1"} | {str(layer1 + i): f"layer{i + 1}" for i in range(4)}
     renamed = {}
     for name, value in weights.items():
         number, _, rest = name.partition(".")
         renamed[f"{names.get(number, number)}.{rest}"] = value
     return _resnet_names(renamed)
+
+
+def _first_layer(weights: Named) -> int:
+    return min(int(m[1]) for name in weights if (m := re.match(r"(\d+)\.0\.conv1\.", name)))
 
 
 def _infer_resnet(weights: Named, padded: bool) -> EncoderSpec:

@@ -18,7 +18,7 @@ from barlow.encoders import spec_of
 from barlow.errors import UserError
 from barlow.share.architectures import torchvision_names
 from barlow.share.loading import load_encoder
-from barlow.share.timm_folder import halve, save_encoder
+from barlow.share.timm_folder import halve, refuse_what_timm_lacks, save_encoder
 
 _TOLERANCE = 1e-4  # of the greatest feature, or of 1
 
@@ -88,6 +88,7 @@ def export(
 
 
 def _timm(encoder: nn.Module, path: Path, _: bool) -> None:
+    refuse_what_timm_lacks(encoder)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         save_encoder(encoder, beside)

@@ -80,6 +80,7 @@ _STEMS = {
     "small": " with a 3x3 stem and no pooling",
     "strided": " with a 3x3 stride-2 stem and no pooling",
     "padded": " with a 3x3 stem padded by two and no pooling",
+    "linear": " with a 3x3 stem, no ReLU behind it and no pooling",
 }
 
 

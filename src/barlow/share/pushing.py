@@ -11,7 +11,7 @@ from barlow.checkpoint import write_text
 from barlow.errors import UserError, one_line
 from barlow.share.card import model_card
 from barlow.share.loading import load_encoder
-from barlow.share.timm_folder import halve, save_encoder
+from barlow.share.timm_folder import halve, refuse_what_timm_lacks, save_encoder
 
 
 class Pushed(NamedTuple):
@@ -57,6 +57,7 @@ def push(
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise UserError(f"{repository!r} is no name of a repository: give OWNER/NAME")
     module = load_encoder(encoder)
+    refuse_what_timm_lacks(module)
     if half:
         halve(module)
     card = model_card(module, encoder, repository, license)

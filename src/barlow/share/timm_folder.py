@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from barlow.checkpoint import write_atomically, write_text
 from barlow.data import preprocess_of
 from barlow.encoders import STEM_STRIDE, size_args, spec_of
-from barlow.errors import reading
+from barlow.errors import UserError, reading
 from barlow.share.loaded import Loaded, built, load_weights
 from barlow.share.reading import read_weights
 
@@ -30,7 +30,8 @@ def save_encoder(encoder: nn.Module, folder: Path) -> None:
     """Write an encoder as a timm folder.
 
     Args:
-        encoder: from `create_encoder` or `load_encoder`, with its `preprocess`.
+        encoder: from `create_encoder` or `load_encoder`, with its `preprocess`. One that timm has
+            not (`refuse_what_timm_lacks`) is written for `load_encoder`; timm rejects its weights.
         folder: made if need be; its two files are replaced.
     """
     spec, preprocess = spec_of(encoder), preprocess_of(encoder)
@@ -41,7 +42,7 @@ def save_encoder(encoder: nn.Module, folder: Path) -> None:
     size = preprocess.image_size
     interpolation = "bilinear"
     crop: dict[str, object] = {"crop_pct": 1.0, "crop_mode": "center"}
-    if spec.stem != "standard":
+    if spec.stem in _TAPS:
         weights = _enlarge_stem(weights, spec.stem)
         model_args["replace_stem_pool"] = True
         interpolation = "nearest"
@@ -71,6 +72,15 @@ def save_encoder(encoder: nn.Module, folder: Path) -> None:
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
+def refuse_what_timm_lacks(encoder: nn.Module) -> None:
+    """A UserError for an encoder that plain timm cannot compute."""
+    if spec_of(encoder).stem == "linear":
+        raise UserError(
+            "timm has no ResNet without a ReLU behind its stem, which this one is: export it as "
+            "safetensors, onnx or torch-export"
+        )
+
+
 def halve(encoder: nn.Module) -> None:
     """Round an encoder's matrices and filters to float16, in place: half the bytes when written.
 
@@ -94,7 +104,7 @@ def load_timm_folder(folder: Path, told: str) -> Loaded:
         ours = "barlow" in config
         encoder = built(config["barlow"] if ours else _description(config))
         spec = spec_of(encoder)
-        if spec.stem != "standard":
+        if spec.stem in _TAPS:
             weights = _reduce_stem(weights, spec.stem)
     matched = load_weights(encoder, weights, told)
     return Loaded(encoder, origin="" if ours else f"{told} is of timm: {spec.name}, {matched}")
