@@ -148,6 +148,10 @@ def test_a_run_goes_on_with_its_own_images_only(tmp_path):
     with pytest.raises(UserError, match=r"was trained on 40 images of .* these 39 are others"):
         barlow.pretrain(str(folder), out, **small)
     assert (out / "starts.jsonl").read_text() == before
+    (out / "starts.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"starts\.jsonl is damaged"):
+        barlow.pretrain(str(folder), out, **small)
+    (out / "starts.jsonl").write_text(before)
     Image.new("L", (32, 32), 0).save(folder / "00.png")
     assert barlow.pretrain(str(folder), out, **small).metrics()[-1]["step"] == 3
 
@@ -284,7 +288,7 @@ def test_two_ranks_train_as_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_twenty_steps_in_float32_are_the_same_on_one_two_and_four_ranks(tmp_path):
+def test_twenty_steps_in_float32_are_the_same_on_one_rank_and_on_four(tmp_path):
     """LARS at the paper's rates, warming up. Weights only: biases start at zero, and one
     value on the other side of a ReLU moves a single one by more."""
     from PIL import Image
@@ -301,18 +305,17 @@ def test_twenty_steps_in_float32_are_the_same_on_one_two_and_four_ranks(tmp_path
     settings |= {"optimizer": "lars", "batch_size": 64, "epochs": 1000, "warmup_epochs": 10}
     settings |= {"save_minutes": 0.0, "save_every": 1000, "eval_every": 1000, "accelerator": "cpu"}
     ends = []
-    for devices in (1, 2, 4):
+    for devices in (1, 4):
         out = tmp_path / str(devices)
         with pytest.raises((StopAt.Crash, ProcessRaisedException, TrainingError)):
             barlow.pretrain(str(folder), out, **settings, devices=devices, reporter=StopAt(21))
         state = load_checkpoint(out / "checkpoints" / "last.ckpt")
         assert state["step"] == 20
         ends.append({k: v for k, v in state["model"].items() if v.is_floating_point()})
-    one, *others = ends
-    for other in others:
-        for name, weight in one.items():
-            gap = (other[name] - weight).norm()
-            assert weight.ndim == 1 or gap < 1e-4 * weight.norm(), name
+    one, four = ends
+    for name, weight in one.items():
+        gap = (four[name] - weight).norm()
+        assert weight.ndim == 1 or gap < 1e-4 * weight.norm(), name
 
 
 @pytest.mark.parametrize("optimizer", ["lars", "sgd", "muon"])
@@ -392,6 +395,8 @@ def test_images_that_cannot_be_read_are_listed_and_the_training_goes_on(tmp_path
     assert run.metrics()[-1]["step"] == 2, "the batches stay full"
     with pytest.raises(UserError, match=r"the first is .*13\.png"):
         barlow.pretrain(str(folder), tmp_path / "strict", **settings, max_broken=0.01)
+    strict = barlow.pretrain(str(folder), tmp_path / "strict", **settings)
+    assert strict.metrics()[-1]["step"] == 2, "more may be let pass in the same folder"
 
 
 def test_accumulation_takes_the_memory_of_a_part_and_the_loss_of_the_whole(tmp_path):

@@ -9,7 +9,7 @@ from torch import nn
 from barlow.checkpoint import remove_unfinished, save_checkpoint, save_last, write_text
 from barlow.data import Source
 from barlow.environment import environment
-from barlow.errors import TrainingError, UserError
+from barlow.errors import TrainingError, UserError, reading
 from barlow.ranks import from_all_ranks
 from barlow.run import Run
 from barlow.settings import Settings
@@ -29,12 +29,13 @@ def start(run: Run, settings: Settings, step: int, images: Source) -> None:
     """
     data = {"name": images.name, "images": len(images), "fingerprint": images.fingerprint}
     if step and (starts := run.starts()):
-        began = starts[-1]["data"]
-        if began["fingerprint"] != data["fingerprint"]:
+        with reading(run.starts_file):
+            name, number, fingerprint = (starts[-1]["data"][key] for key in data)
+        if fingerprint != images.fingerprint:
             raise UserError(
-                f"--out {run.path} was trained on {began['images']} images of {began['name']}, "
-                f"and these {len(images)} are others: bring the former back, or start from its "
-                f"encoder with --init {run.path} and another --out"
+                f"--out {run.path} was trained on {number} images of {name}, and these "
+                f"{len(images)} are others: bring the former back, or start from its encoder with "
+                f"--init {run.path} and another --out"
             )
     try:
         run.path.mkdir(parents=True, exist_ok=True)

@@ -53,6 +53,7 @@ _FREE = {
     "epochs",
     "eval_every",
     "log_every",
+    "max_broken",
     "minutes",
     "save_every",
     "save_minutes",

@@ -54,6 +54,21 @@ def test_names_that_are_no_text_are_opened_as_they_are_and_told_as_text(tmp_path
     assert os.fsencode(source.records[1]).endswith(b"caf\xe9.png")
 
 
+def test_images_of_formats_that_are_not_read_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_folder(tmp_path, ["1.png"])
+    for name in ("2.HEIC", "3.heic", "deep.dng", "notes.txt"):
+        (tmp_path / name).touch()
+    assert list(open_source(str(tmp_path)).ids) == ["1.png"]
+    assert caplog.messages == [
+        f"{tmp_path}: left out, since not read: 2 .heic, 1 .dng; save them as JPEG or PNG"
+    ]
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(UserError, match=r"of its 4 files is an image, and 2 \.heic, 1 \.dng not"):
+        open_source(str(tmp_path))
+
+
 def test_names_in_other_letters_stay_as_they_are(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "images", ["été.png", "木.png"])
     assert list(open_source(str(root)).ids) == ["été.png", "木.png"]

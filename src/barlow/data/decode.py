@@ -22,6 +22,10 @@ EXTENSIONS = (  # as str.endswith takes them
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".npy"),
 )
+UNREAD = (  # images too, but of formats that are not read
+    *(".heic", ".heif", ".jxl", ".psd", ".svg", ".exr", ".dcm"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
+)
 _NPY = b"\x93NUMPY"
 _ORIENTATION = 0x0112  # the EXIF tag
 

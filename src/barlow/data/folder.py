@@ -2,13 +2,14 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from barlow.data.decode import EXTENSIONS
+from barlow.data.decode import EXTENSIONS, UNREAD
 from barlow.data.source import Table, hash_of
 from barlow.data.splits import NAMES, Choose, role_of
 from barlow.errors import UserError
@@ -66,17 +67,21 @@ def open_folder(path: Path, choose: Choose) -> Table:
     splits = _splits(path)
     chosen = choose(splits)
     roots = chosen or [""]
-    found, other = [], 0
+    found, other = [], Counter[str]()
     for root in roots:
         for name, is_image in walk(path / root, root):
             if is_image:
                 found.append(name)
             else:
-                other += 1
+                other[os.path.splitext(name)[1].lower()] += 1
+    unread = ", ".join(f"{other[ending]} {ending}" for ending in UNREAD if other[ending])
     if not found:
         where = path / roots[0] if len(roots) == 1 else path
-        what = f"none of its {other} files is an image" if other else "it is empty"
+        what = f"none of its {other.total()} files is an image" if other else "it is empty"
+        what += f", and {unread} not read" if unread else ""
         raise UserError(f"no images in {where}: {what} (looked for {_some_extensions()})")
+    if unread:
+        log.warning("%s: left out, since not read: %s; save them as JPEG or PNG", path, unread)
     found.sort()
     names = Paths(found)
     labels, classes = _labels(found, path, splits if chosen else [])
