@@ -52,7 +52,7 @@ def draw(results: list[Path], out: Path) -> None:
         else:
             axes.annotate(label, (x, y), (6, -4), va="top", **place)
     for path in results:
-        rows = json.loads(path.read_text())["rows"]
+        rows = [row for row in json.loads(path.read_text())["rows"] if row["seconds"]]
         recipe = path.stem.removeprefix("recipe-")[: -len("-2026-01-01")]
         x = operations(recipe, statistics.mean(row["epochs"] for row in rows))
         y = 100 * statistics.mean(row["linear"] for row in rows)
