@@ -21,8 +21,9 @@ def accumulate(
 
     First the embeddings of all micro-batches, without keeping activations; then the loss of them
     all and its slope at each embedding; then each micro-batch again, with the same randomness,
-    back from its slopes. An encoder's batch norm sees one micro-batch at a time, as it sees one
-    device's batch without synchronisation, and updates its running statistics once.
+    back from its slopes. Batch norm, in the encoder or the projector, sees one micro-batch at a
+    time, as it sees one device's batch without synchronisation, and updates its running
+    statistics once.
 
     Args:
         model: has `embed(view)`, `(n, C, H, W) -> (n, D)`, and `criterion(z1, z2) -> ()`.
