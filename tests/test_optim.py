@@ -11,22 +11,25 @@ from barlow.muon import Muon, orthogonalise
 from barlow.optim import LARS, parameter_groups, warmup_cosine
 
 
-def reference_lars(w, g, momentum, *, lr, weight_decay, mu, eta, adapt):
+def reference_lars(w, g, momentum, *, lr, weight_decay, mu, eta, adapt, clip=False):
     """One parameter's update, as the paper's code does it, in plain float64."""
     if adapt:
         g = g + weight_decay * w
         w_norm, g_norm = w.norm(), g.norm()
         if w_norm > 0 and g_norm > 0:
-            g = g * (eta * w_norm / g_norm)
+            rate = eta * w_norm / g_norm
+            g = g * (min(rate / lr, 1) if clip else rate)
     momentum = mu * momentum + g
     return w - lr * momentum, momentum
 
 
-def test_lars_takes_the_reference_steps():
+@pytest.mark.parametrize("eta", [0.001, 0.02, 1.0])
+@pytest.mark.parametrize("clip", [False, True])
+def test_lars_takes_the_reference_steps(eta, clip):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)).double()
     groups = parameter_groups(model, lr=0.2, lr_bias_norm=0.05, weight_decay=0.01)
-    optimizer = LARS(groups, 0.2, momentum=0.9, eta=0.001)
+    optimizer = LARS(groups, 0.2, momentum=0.9, eta=eta, clip=clip)
     expected = {
         name: (p.detach().clone(), torch.zeros_like(p)) for name, p in model.named_parameters()
     }
@@ -39,8 +42,9 @@ def test_lars_takes_the_reference_steps():
                 lr=0.2 if weight else 0.05,
                 weight_decay=0.01,
                 mu=0.9,
-                eta=0.001,
+                eta=eta,
                 adapt=weight,
+                clip=clip,
             )
         optimizer.step()
         optimizer.zero_grad()

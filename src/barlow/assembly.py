@@ -107,7 +107,7 @@ def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
 
 def build_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
     """The optimiser; each group's `base_lr` is what the schedule multiplies."""
-    # Linear scaling (paper, section 3); the steps of Adam and Muon do not grow with the gradient.
+    # Linear scaling (paper, section 2.2); the steps of Adam and Muon do not grow with the gradient.
     scale = 1.0 if settings.optimizer in ("adamw", "muon") else settings.batch_size / 256
     lr, lr_bias_norm = settings.rates
     groups = parameter_groups(
@@ -118,7 +118,13 @@ def build_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
     )
     groups = [g | {"base_lr": g["lr"]} for g in groups if g["params"]]
     if settings.optimizer == "lars":
-        return LARS(groups, lr, momentum=settings.momentum)
+        return LARS(
+            groups,
+            lr,
+            momentum=settings.momentum,
+            eta=settings.lars_eta,
+            clip=settings.lars_clip,
+        )
     if settings.optimizer == "muon":
         return Muon(groups, lr, momentum=settings.momentum)
     for group in groups:

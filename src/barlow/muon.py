@@ -66,7 +66,8 @@ class Muon(Optimizer):
     Args:
         params: parameters, or groups as `parameter_groups` makes them; what is not a matrix, and
             groups with `lars_exclude=True`, get Adam.
-        lr: learning rate, default 0.02 (Jordan 2024).
+        lr: learning rate, default 0.02. Jordan's unit is another: his update is
+            `lr * sqrt(max(1, M / N)) * u`, so his rates are smaller here by the ratio of the two.
         momentum: default 0.95 (Jordan 2024), in Nesterov's form; of Adam, beta1 is 0.9.
         weight_decay: decoupled, times `lr`. Default 0.
 

@@ -31,7 +31,7 @@ def parameter_groups(
         model: any module.
         lr: learning rate of the weights.
         lr_bias_norm: learning rate of biases and normalisation parameters.
-        weight_decay: decay of the weights; biases and norms are not decayed (paper, section 3).
+        weight_decay: decay of the weights; biases and norms are not decayed (paper, section 2.2).
 
     Returns:
         Two groups for an optimiser. `lars_exclude` tells `LARS` to leave the layer-wise rate out.
@@ -69,10 +69,13 @@ class LARS(Optimizer):
         params: parameters, or groups as `parameter_groups` makes them.
         lr: learning rate; the paper's is 0.2 for weights and 0.0048 for biases and norms, times
             batch size / 256.
-        weight_decay: added to the gradient before the norm is taken. Default 0; the paper's
-            training code uses 1.5e-6 (1e-6 for its published tables).
+        weight_decay: added to the gradient before the norm is taken. Default 0; the paper has
+            1.5e-6, its code's default is 1e-6.
         momentum: default 0.9 (paper).
         eta: trust coefficient, default 0.001 (paper).
+        clip: no weight's rate is larger than `lr` itself, that of SGD: the factor above is at most
+            `lr`, and `lr` is not multiplied by it a second time. Default False; solo-learn trains
+            with it, at an eta of 0.02.
 
     Raises:
         ValueError: if a number is negative.
@@ -92,12 +95,13 @@ class LARS(Optimizer):
         weight_decay: float = 0.0,
         momentum: float = 0.9,
         eta: float = 0.001,
+        clip: bool = False,
     ) -> None:
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "eta": eta}
         for name, value in defaults.items():
             if value < 0:
                 raise ValueError(f"LARS: {name} is {value}; it must not be negative")
-        super().__init__(params, {**defaults, "lars_exclude": False})
+        super().__init__(params, {**defaults, "clip": clip, "lars_exclude": False})
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -131,7 +135,10 @@ class LARS(Optimizer):
             if group["weight_decay"]:
                 updates = torch._foreach_add(updates, params, alpha=group["weight_decay"])
             if not group["lars_exclude"]:
-                updates = torch._foreach_mul(updates, _trust(params, updates, group["eta"]))
+                trust = _trust(params, updates, group["eta"])
+                if group["clip"]:
+                    trust = [(q / max(group["lr"], 1e-12)).clamp(max=1) for q in trust]
+                updates = torch._foreach_mul(updates, trust)
             torch._foreach_mul_(momenta, group["momentum"])
             torch._foreach_add_(momenta, updates)
             torch._foreach_add_(params, momenta, alpha=-group["lr"])

@@ -43,9 +43,10 @@ class Settings:
     """architecture: any timm name"""
     encoder_args: dict[str, Any] = field(default_factory=dict)
     """arguments for timm's constructor, such as '{"channels": [32, 64, 128, 256]}'"""
-    stem: Literal["auto", "standard", "small", "strided"] = "auto"
-    """of a ResNet on small images; small: a 3x3 convolution and no pooling; strided: the same with
-    a stride of 2, for a quarter of the work; auto: small up to 64 pixels, else standard"""
+    stem: Literal["auto", "standard", "small", "padded", "strided"] = "auto"
+    """of a ResNet on small images; small: a 3x3 convolution and no pooling; padded: the same with
+    two pixels of padding, as solo-learn has it; strided: with a stride of 2, for a quarter of the
+    work; auto: small up to 64 pixels, else standard"""
     pool: int = 1
     """side of the grid that a map is averaged to: 2 keeps its quadrants apart, for four times the
     features"""
@@ -102,9 +103,13 @@ class Settings:
     """learning rate of biases and norms, scaled alike; default: 0.0048 for lars (paper) and sgd,
     0.002 for adamw, 0.02 for muon"""
     weight_decay: float = 1.5e-6
-    """decay of weights; biases and norms have none (paper's code: 1e-6 to 1.5e-6)"""
+    """decay of weights; biases and norms have none (paper: 1.5e-6; its code: 1e-6)"""
     momentum: float = 0.9
     """of lars, sgd and muon; beta1 of adamw"""
+    lars_eta: float = 0.001
+    """trust coefficient of lars (paper: 0.001)"""
+    lars_clip: bool = False
+    """let no weight's rate under lars be larger than that of sgd, as solo-learn does"""
     warmup_epochs: float = 10.0
     """epochs of linear warm-up (paper: 10), at most a tenth of the training"""
     final_lr: float = 0.001
@@ -201,7 +206,7 @@ class Settings:
         for name in _COUNTS:
             if (value := getattr(self, name)) is not None and value < 1:
                 refuse(f"{name} is {value}: give 1 or more")
-        for name in ("lr", "lr_bias_norm", "weight_decay", "warmup_epochs", "workers"):
+        for name in ("lr", "lr_bias_norm", "lars_eta", "weight_decay", "warmup_epochs", "workers"):
             if (value := getattr(self, name)) is not None and not value >= 0:
                 refuse(f"{name} is {value}: it must not be negative")
         if self.minutes is not None and not self.minutes > 0:

@@ -176,14 +176,21 @@ class Rows(Sequence[str]):
 
 
 def spread(number: int, most: int) -> list[int]:
-    """At most so many of a number of rows, from everywhere, at no fixed distance.
+    """At most so many of a number of rows, each once, from everywhere, at no fixed distance.
 
     Sources are often sorted by class, or have the classes in turns.
+
+    Example:
+        >>> rows = spread(25, 20)
+        >>> len(set(rows)), rows == sorted(rows)
+        (20, True)
     """
     if number <= most:
         return list(range(number))
     within = address.uniform(_STREAM, torch.arange(most), 1)[:, 0].double()
-    return ((torch.arange(most) + within) * number / most).long().clamp(max=number - 1).tolist()
+    ends = torch.arange(most + 1) * number // most  # one row of each of so many ranges
+    rows: list[int] = (ends[:-1] + (ends.diff() * within).long()).tolist()
+    return rows
 
 
 def hash_of(parts: Iterable[str | bytes]) -> str:

@@ -236,7 +236,7 @@ def _p_over_seeds(a: Row, b: Row, metric: str) -> float | None:
     if of_a and len(of_a) == len(of_b):
         pairs = [second - first for first, second in zip(of_a, of_b, strict=True)]
         deviation = statistics.stdev(pairs)
-        if not deviation:
+        if deviation <= 1e-9 * max(map(abs, pairs)):  # equal but for rounding
             return None
         t = statistics.fmean(pairs) / (deviation / math.sqrt(len(pairs)))
         return float(2 * stats.t.sf(abs(t), len(pairs) - 1))
@@ -276,7 +276,9 @@ def _results(run: str) -> list[Result]:
 
 def _key(result: Result) -> str:
     """Equal for two evaluations that differ in nothing but the encoder."""
-    settings = {k: v for k, v in result.settings.items() if k not in ("encoder", "batch_size")}
+    # How many images a frozen encoder takes at a time changes nothing; a training's batch does.
+    free = ("encoder",) if result.protocol == "finetune" else ("encoder", "batch_size")
+    settings = {k: v for k, v in result.settings.items() if k not in free}
     return json.dumps([result.protocol, settings, result.data], sort_keys=True)
 
 

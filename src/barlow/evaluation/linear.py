@@ -200,14 +200,23 @@ def choose_penalty(
         enough = max(_ENOUGH, _A_FEATURE * x.shape[1], _A_CLASS * classes)
         if len(fit) > enough:
             fit = fit[split(y[fit], enough / len(fit), seed)[1]]
+        held_out = _of_seen(y, held_out, fit)
         return _descend(_Trial(x, y, classes, fit, held_out), ordered)
     total = torch.zeros(len(ordered), dtype=torch.double)
     for fit, held_out in folds(y, min(5, largest), seed):
+        held_out = _of_seen(y, held_out, fit)
+        if not len(held_out):
+            continue
         trial, classifier = _Trial(x, y, classes, fit, held_out), None
         for i, penalty in enumerate(ordered):
             loss, classifier = trial(penalty, classifier)
             total[i] += len(held_out) * loss
     return ordered[int(total.argmin())]
+
+
+def _of_seen(y: Tensor, held_out: Tensor, fit: Tensor) -> Tensor:
+    """Those held out whose class is among those to fit; no penalty helps the others."""
+    return held_out[torch.isin(y[held_out], y[fit])]
 
 
 def _descend(trial: "_Trial", penalties: list[float]) -> float:

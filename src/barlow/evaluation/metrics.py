@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from barlow.errors import UserError
 from barlow.evaluation.labels import Kind
 
 
@@ -64,7 +65,10 @@ def r2(found: Tensor, y: Tensor) -> float:
 
     Args:
         found: `(N, T)`.
-        y: `(N, T)`, each column with two different values or more.
+        y: `(N, T)`; a column whose values are all the same is left out.
+
+    Raises:
+        UserError: if all of them are.
 
     Example:
         >>> r2(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [3.0]]))
@@ -73,7 +77,10 @@ def r2(found: Tensor, y: Tensor) -> float:
     y = y.double()
     unexplained = (found.double() - y).square().sum(0)
     total = (y - y.mean(0)).square().sum(0)
-    return float((1 - unexplained / total)[total > 0].mean())
+    varies = total > 0
+    if not bool(varies.any()):
+        raise UserError("the numbers are the same for all test images: R2 needs two different ones")
+    return float((1 - unexplained[varies] / total[varies]).mean())
 
 
 def mean_average_precision(scores: Tensor, y: Tensor) -> float:

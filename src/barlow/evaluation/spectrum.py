@@ -36,7 +36,7 @@ def effective_rank(x: Tensor) -> float:
     return _exp_entropy(_eigenvalues(x), 0.0)
 
 
-def alpha_req(x: Tensor, first: int = 10, last: int = 100) -> float:
+def alpha_req(x: Tensor, first: int = 4, last: int = 100) -> float:
     """Decay of the spectrum: eigenvalue number i of the covariance falls as i ** -alpha.
 
     Agrawal et al. 2022. Near 1 is a good sign; well above, few directions carry everything; well
@@ -48,8 +48,8 @@ def alpha_req(x: Tensor, first: int = 10, last: int = 100) -> float:
         last: rank to which.
 
     Returns:
-        Alpha, of a least-squares line through the logarithms; not a number with fewer than three
-        eigenvalues to fit.
+        Alpha, of a least-squares line through the logarithms, each weighing 1 / rank, as in the
+        authors' code; not a number with fewer than three eigenvalues to fit.
     """
     spectrum = _eigenvalues(x).double()
     rank = torch.arange(1, len(spectrum) + 1, dtype=torch.double)
@@ -58,9 +58,9 @@ def alpha_req(x: Tensor, first: int = 10, last: int = 100) -> float:
     used = (rank >= first) & (rank <= last) & (spectrum > 1e-10 * spectrum[0])
     if int(used.sum()) < 3:
         return float("nan")
-    a, b = rank[used].log(), spectrum[used].log()
-    a = a - a.mean()
-    return -float((a * b).sum() / (a * a).sum())
+    a, b, weight = rank[used].log(), spectrum[used].log(), 1 / rank[used]
+    a = a - (weight * a).sum() / weight.sum()
+    return -float((weight * a * b).sum() / (weight * a * a).sum())
 
 
 def lidar(views: Tensor, delta: float = 1e-4) -> float:

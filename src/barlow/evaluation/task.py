@@ -1,6 +1,7 @@
 """The labelled images of an evaluation: opened, their labels aligned, train apart from test."""
 
 import hashlib
+import logging
 import os
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,8 @@ from barlow.data import Source, open_source
 from barlow.errors import UserError
 from barlow.evaluation.labels import AnyKind, Kind, Labels, labels_of, read_labels
 from barlow.evaluation.subsets import label_fraction, labels_per_class, split
+
+log = logging.getLogger(__name__)
 
 _TEST_SHARE = 0.2
 _DIVISION = 110  # stream of random numbers
@@ -151,6 +154,16 @@ def open_task(
             raise UserError(
                 f"{test_labels} labels {len(both)} images that {labels} labels too, such as "
                 f"{first.ids[both[0]]}: test on images that are not trained on"
+            )
+    if known.kind == "classes":
+        unseen = ~torch.isin(held_out.values, known.values)
+        if number := int(unseen.sum()):
+            hint = "; --limit takes the first images, perhaps of some classes only" if limit else ""
+            name = known.names[int(held_out.values[unseen][0])]
+            log.warning(
+                "%d of %d test images are of classes without a training image, such as %s: none of "
+                "them can be right%s",
+                *(number, len(unseen), name, hint),
             )
     return Task(
         Part(first, known.rows, known.values),
