@@ -76,7 +76,6 @@ def facebookresearch(resnet, folder, monkeypatch):
 
 
 def seed_project(resnet, folder, _):
-    resnet.fc = nn.Linear(512, 512)  # its encoder keeps a classifier
     projector = Module(
         fc1=nn.Linear(512, 32, bias=False),
         bn1=nn.BatchNorm1d(32),
@@ -87,7 +86,6 @@ def seed_project(resnet, folder, _):
     module = Module(encoder=resnet, projector=projector, bn=nn.BatchNorm1d(32, affine=False))
     state = {"epoch": 88, "model_state_dict": module.state_dict(), "loss": torch.tensor(3795.0)}
     torch.save(state, folder / "model.pt")
-    resnet.fc = nn.Identity()
     order = [projector.fc1, projector.bn1, nn.ReLU(), projector.fc2, projector.bn2, nn.ReLU()]
     return folder / "model.pt", nn.Sequential(*order, projector.fc3)
 
@@ -145,7 +143,7 @@ def plain_lightning(resnet, folder, _):
     ("write", "project", "padding", "left_out"),
     [
         (facebookresearch, "facebookresearch/barlowtwins", None, "projector (13), bn (3)"),
-        (seed_project, "dame-cell/barlow-twins", None, "fc (2), projector (13), bn (3)"),
+        (seed_project, "dame-cell/barlow-twins", None, "projector (13), bn (3)"),
         (solo_learn, "solo-learn", None, "classifier (2), projector (16)"),
         (solo_learn, "solo-learn", 2, "classifier (2), projector (16)"),
         (lightly_sequential, "lightly", None, "projection_head (14)"),
@@ -166,6 +164,9 @@ def test_an_encoder_of_another_project_computes_what_it_did_there(
     view = torch.randn(2, 3, IMAGES, IMAGES)
     assert torch.equal(loaded.encoder(view), theirs(view))
     assert f"a checkpoint of {project}: resnet18" in loaded.origin
+    colours = (0.4914, 0.4822, 0.4465) if padding == 2 else (0.485, 0.456, 0.406)
+    assert loaded.encoder.preprocess.mean == colours
+    assert f"normalised by {colours}" in loaded.origin
     assert "120 of 120 weights matched" in loaded.origin
     assert f"left out: {left_out};" in loaded.origin
     assert "missing: nothing" in loaded.origin
@@ -250,8 +251,115 @@ def test_a_resnet_that_lost_its_pooling_is_refused(tmp_path):
     layers = [theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4]
     backbone = nn.Sequential(theirs.conv1, theirs.bn1, *layers)
     torch.save(backbone.state_dict(), tmp_path / "cut.pth")
-    with pytest.raises(UserError, match="neither ReLU nor pooling"):
+    with pytest.raises(UserError, match="no ReLU or no pooling behind a 7x7 stem"):
         barlow.load_encoder(tmp_path / "cut.pth")
+
+
+def saved(folder, parts, **more):
+    """A checkpoint of modules under the given names."""
+    state = {f"{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
+    torch.save({"state_dict": state | more}, folder / "weights.ckpt")
+    return folder / "weights.ckpt"
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"projector": nn.Linear(512, 8, bias=False), "predictor": nn.Linear(8, 8)},  # SimSiam
+        {"momentum_projector": nn.Linear(512, 8, bias=False)},  # MoCo v3
+    ],
+)
+@torch.no_grad()
+def test_solo_learns_other_methods_pad_their_stem_too(resnet18, tmp_path, beside):
+    theirs = resnet18(2)
+    path = saved(tmp_path, {"backbone": theirs, "classifier": nn.Linear(512, 100), **beside})
+    ours = barlow.load_encoder(path)
+    view = torch.randn(2, 3, IMAGES, IMAGES)
+    assert torch.equal(ours(view), theirs(view))
+    assert ours.preprocess.std == (0.2673, 0.2564, 0.2762), "of CIFAR-100"
+
+
+@torch.no_grad()
+def test_a_classifier_beside_stable_pretrainings_projector_pads_nothing(resnet18, tmp_path):
+    theirs = resnet18(1)
+    parts = {"backbone": theirs, "projector": mlp(512, 32, 32, bias=True)}
+    parts |= {"classifier": nn.Linear(512, 10), "callbacks_modules.probe": nn.Linear(512, 10)}
+    ours = barlow.load_encoder(saved(tmp_path, parts))
+    view = torch.randn(2, 3, IMAGES, IMAGES)
+    assert torch.equal(ours(view), theirs(view))
+    assert "of solo-learn's would be two" in ours.origin
+
+
+def test_the_encoder_that_is_trained_is_taken_not_the_keys(resnet18, tmp_path):
+    theirs, averaged = resnet18(), resnet18(name="resnet18")
+    nn.init.zeros_(averaged.bn1.weight)
+    ours = barlow.load_encoder(saved(tmp_path, {"encoder_k": averaged, "encoder_q": theirs}))
+    assert torch.equal(ours.bn1.weight, theirs.bn1.weight)
+
+
+@torch.no_grad()
+def test_pooling_behind_a_small_stem_is_told_by_the_place_of_the_layers(resnet18, tmp_path):
+    theirs = resnet18(1)
+    conv1, bn1, relu, _, *layers = list(theirs.children())[:-2]  # without pooling and classifier
+    counted = {"f.total_ops": torch.zeros(1), "f.3.0.conv1.total_params": torch.zeros(1)}  # thop's
+    sequential = nn.Sequential(conv1, bn1, relu, *layers)
+    ours = barlow.load_encoder(saved(tmp_path, {"f": sequential}, **counted))
+    view = torch.randn(2, 3, IMAGES, IMAGES)
+    assert torch.equal(ours(view), theirs(view))
+    pooled = nn.Sequential(conv1, bn1, relu, nn.MaxPool2d(2), *layers)
+    with pytest.raises(UserError, match="has pooling behind a 3x3 stem"):
+        barlow.load_encoder(saved(tmp_path, {"f": pooled}))
+
+
+def test_the_dilated_resnet_of_a_segmentation_is_not_taken(resnet18, tmp_path):
+    path = saved(tmp_path, {"backbone": resnet18(), "aux_classifier.0": nn.Conv2d(8, 8, 3)})
+    with pytest.raises(UserError, match="is a segmentation model"):
+        barlow.load_encoder(path)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"encoder.fc": nn.Linear(512, 512)},  # the projector reads what this makes of the features
+        {"prototypes": nn.Linear(8, 8)},  # MSN's head has GELUs
+    ],
+)
+def test_a_projector_of_another_kind_is_left_out(resnet18, tmp_path, beside):
+    encoder = resnet18()
+    parts = {"encoder": encoder, "projector": mlp(512, 32, 32)}
+    assert load(saved(tmp_path, parts)).projector
+    assert not load(saved(tmp_path, parts | beside)).projector
+
+
+def small_vit(heads):
+    model = timm.create_model(
+        "vit_small_patch16_224", img_size=32, patch_size=8, depth=1, num_heads=heads, num_classes=0
+    ).eval()
+    nn.init.zeros_(model.pos_embed[:, 0])  # as where positions are sines and cosines
+    return model
+
+
+@torch.no_grad()
+def test_the_heads_of_a_small_transformer_are_those_of_its_project(tmp_path):
+    theirs, averaged, view = small_vit(12), small_vit(12), torch.randn(2, 3, 32, 32)
+    moco = {"module.base_encoder": theirs, "module.momentum_encoder": averaged}
+    solo = {"backbone": theirs, "classifier": nn.Linear(384, 10), "momentum_backbone": averaged}
+    for parts in (moco, solo):
+        assert torch.equal(barlow.load_encoder(saved(tmp_path, parts))(view), theirs(view))
+    of_timm = small_vit(6)
+    ours = barlow.load_encoder(saved(tmp_path, {"backbone.vit": of_timm}))
+    assert torch.equal(ours(view), of_timm(view))
+    with pytest.raises(UserError, match="small transformers have 12 heads where timm's have fewer"):
+        barlow.load_encoder(saved(tmp_path, {"backbone": theirs}))
+
+
+def test_a_swin_is_no_vision_transformer(tmp_path):
+    swin = {
+        "backbone.layers.0.blocks.0.attn.qkv": nn.Linear(8, 24),
+        "backbone.norm": nn.Linear(8, 8),
+    }
+    with pytest.raises(UserError, match="no weights of a ResNet or vision transformer"):
+        barlow.load_encoder(saved(tmp_path, swin))
 
 
 @torch.no_grad()

@@ -97,7 +97,8 @@ def test_anybodys_timm_folder_loads(tmp_path):
     torch.testing.assert_close(encoder(view), expected)
     assert encoder.origin == (
         f"{tmp_path} is of timm: resnet18, 126 of 126 weights matched; left out: fc (2); "
-        "missing: nothing"
+        "missing: nothing; timm resizes its images bilinear and keeps 87.5% of the shorter side, "
+        "encoder.preprocess bilinear and keeps all of it"
     )
 
 

@@ -22,7 +22,7 @@ _RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
     (True, (3, 8, 36, 3)): "resnet152",
 }
 # Width: what timm calls it. A vision transformer's heads cannot be told from its weights; these
-# names stand for 64 channels a head, as everybody has them.
+# names stand for 64 channels a head, and `_with_heads` knows who has others.
 _VITS = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
 
 _IMAGE_SIZE = {"standard": 224, "small": 32, "padded": 32}
@@ -64,17 +64,15 @@ def find_encoder(tensors: Named, padded: bool = False) -> Found | None:
             inside = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             weights = rename(inside)
             spec = infer(weights, padded)
-            if rename is _sequential_names and _first_layer(inside) == 2:
-                # Nothing between batch norm and layer1: lightly's own ResNets call the ReLU as a
-                # function, which `nn.Sequential` of their children has not.
-                if spec.stem == "standard":
-                    raise UserError("its ResNet has neither ReLU nor pooling behind a 7x7 stem")
-                spec = replace(spec, stem="linear")
+            if rename is _sequential_names:
+                spec = _with_stem(spec, prefix, _first_layer(inside) - 2)
+            if infer is _infer_vit:
+                spec = _with_heads(spec, prefix, weights, tensors)
             return Found(prefix, weights, spec)
     return None
 
 
-_AVERAGED = re.compile(r"momentum|teacher|target|ema")
+_AVERAGED = re.compile(r"momentum|teacher|target|(?:^|[._])(?:ema|k|key)(?:[._]|$)")
 
 
 def torchvision_names(weights: Named) -> Named:
@@ -143,6 +141,41 @@ def _infer_resnet(weights: Named, padded: bool) -> EncoderSpec:
     return EncoderSpec(name, _IMAGE_SIZE[stem], conv1.shape[1], stem, args)
 
 
+def _with_stem(spec: EncoderSpec, prefix: str, between: int) -> EncoderSpec:
+    """The stem of an `nn.Sequential`, by the modules between its batch norm and its layer1."""
+    if spec.stem == "standard":
+        if between < 2:
+            raise UserError("its ResNet has no ReLU or no pooling behind a 7x7 stem")
+    elif between == 0:  # lightly's own ResNets call the ReLU as a function
+        return replace(spec, stem="linear")
+    elif between == 2 and prefix == "f.":  # elsewhere it may be an `nn.Identity`
+        raise UserError(
+            "its ResNet has pooling behind a 3x3 stem, as Barlow-Twins-HSIC and mix-bt have it for "
+            "images larger than CIFAR's"
+        )
+    return spec
+
+
+def _with_heads(spec: EncoderSpec, prefix: str, weights: Named, tensors: Named) -> EncoderSpec:
+    """The tiny and small transformers of MoCo v3, and of MAE after it, have 12 heads.
+
+    Their positions are fixed, zero for the class token; so are those of timm's transformers
+    inside lightly's and stable-pretraining's, under `vit.`.
+    """
+    small = spec.name.startswith(("vit_tiny", "vit_small"))
+    if not small or prefix.endswith("vit.") or weights["pos_embed"][:, 0].any():
+        return spec
+    if prefix.endswith("base_encoder.") or "classifier.weight" in tensors:  # moco-v3, solo-learn
+        return replace(spec, model_args=spec.model_args | {"num_heads": 12})
+    raise UserError(
+        "its positions are fixed as MoCo v3's and MAE's are, whose small transformers have 12 "
+        "heads where timm's have fewer, and no weight tells: put them in a folder as "
+        "model.safetensors, "
+        f'beside a config.json that says {{"architecture": "{spec.name}", "model_args": '
+        '{"num_heads": 12}}, or without model_args'
+    )
+
+
 def _infer_vit(weights: Named, padded: bool) -> EncoderSpec:
     width, in_chans, patch = weights["patch_embed.proj.weight"].shape[:3]
     if width not in _VITS or "cls_token" not in weights or "pos_embed" not in weights:
@@ -196,7 +229,8 @@ def _vit_names(weights: Named) -> Named:
 # timm's; how the rest is told from the shapes.
 _FAMILIES: list[tuple[str, Callable[[Named], Named], Callable[[Named, bool], EncoderSpec]]] = [
     (r"((?:.*\.)?)layer1\.0\.conv1\.weight$", _resnet_names, _infer_resnet),
-    (r"((?:.*\.)?)blocks\.0\.attn\.qkv\.weight$", dict, _infer_vit),
+    # But not a stage of something else, such as a Swin.
+    (r"((?:.*\.)?)(?<!layers\.\d\.)blocks\.0\.attn\.qkv\.weight$", dict, _infer_vit),
     (r"((?:.*\.)?)encoder\.layers\.encoder_layer_0\.ln_1\.weight$", _vit_names, _infer_vit),
     (r"((?:.*\.)?)\d+\.0\.conv1\.weight$", _sequential_names, _infer_resnet),
 ]

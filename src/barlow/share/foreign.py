@@ -2,11 +2,13 @@
 
 from typing import NamedTuple
 
+from torch import Tensor
+
 from barlow.data import Preprocess
 from barlow.errors import UserError
-from barlow.share.architectures import find_encoder
+from barlow.share.architectures import Found, find_encoder
 from barlow.share.loaded import Loaded, counted, load_weights
-from barlow.share.projectors import find_projector
+from barlow.share.projectors import find_projector, widths_of
 from barlow.share.reading import Weights
 
 
@@ -22,11 +24,19 @@ _PROJECTS = (
     _Project("dame-cell/barlow-twins", "model_state_dict", ("encoder.", "projector.fc1.")),
     _Project("facebookresearch/barlowtwins", "model", ("backbone.", "projector.")),
     _Project("lightly", "state_dict", ("backbone.", "projection_head.")),
-    _Project("solo-learn", "state_dict", ("classifier.", "projector.0.bias"), padded=True),
     _Project("stable-pretraining", "state_dict", ("backbone.", "callbacks_")),
+    _Project("solo-learn", "state_dict", ("classifier.weight", "projector.0.bias"), padded=True),
+    _Project("solo-learn", "state_dict", ("classifier.weight", "predictor."), padded=True),
+    _Project("solo-learn", "state_dict", ("classifier.weight", "momentum_"), padded=True),
     _Project("Lightning", "state_dict", ("pytorch-lightning_version",)),
     _Project("torchvision", None, ("fc.",)),
 )
+
+# solo-learn pads for CIFAR-10 and CIFAR-100 only, by whose colours it normalises: mean, deviation.
+_CIFAR = {
+    10: ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    100: ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
 
 # What stands on an encoder in one module with it, and is left out.
 _ON_TOP = ("fc.", "head.", "heads.", "linear.", "classifier.", "projector.", "projection_head.")
@@ -56,6 +66,8 @@ def load_foreign(weights: Weights, where: str) -> Loaded:
             "architecture, put them in a folder as model.safetensors, beside a config.json that "
             'says {"architecture": NAME}'
         )
+    if any(name.startswith("aux_classifier.") for name in weights.tensors):
+        raise UserError(f"{where} is a segmentation model, whose ResNet is dilated: not taken")
     spec = found.spec
     encoder = spec.build()
     known = encoder.state_dict()
@@ -66,13 +78,26 @@ def load_foreign(weights: Weights, where: str) -> Loaded:
         )
     beside = [k for k in weights.tensors if not k.startswith(found.prefix)]
     matched = load_weights(encoder, found.weights, where, beside)
-    encoder.preprocess = Preprocess(spec.image_size, in_chans=spec.in_chans)
+    classifier = weights.tensors.get("classifier.weight")
+    classes = 0 if classifier is None or spec.stem != "padded" else len(classifier)
+    mean, std = _CIFAR.get(classes, (None, None))
+    preprocess = Preprocess(spec.image_size, mean=mean, std=std, in_chans=spec.in_chans)
+    encoder.preprocess = preprocess
     origin = (
         f"{where} is {'a checkpoint of ' + project.name if project else 'a file of weights'}: "
         f"{spec.name}{_STEMS[spec.stem]}, {matched}; taken to expect images of "
-        f"{spec.image_size} pixels, normalised as ImageNet's are"
+        f"{spec.image_size} pixels, normalised by {preprocess.mean} and {preprocess.std}"
     )
-    return Loaded(encoder, find_projector(weights.tensors), origin)
+    if spec.stem == "small" and classifier is not None:
+        origin += "; its stem is taken to pad by one pixel, which of solo-learn's would be two"
+    return Loaded(encoder, _projector(weights, found), origin)
+
+
+def _projector(weights: Weights, found: Found) -> dict[str, Tensor]:
+    projector, top = find_projector(weights.tensors), found.weights.get("fc.weight")
+    if projector and top is not None and len(top) == widths_of(projector)[0]:
+        return {}  # it read what a layer behind the features made of them
+    return projector
 
 
 _STEMS = {

@@ -8,7 +8,12 @@ from torch import Tensor, nn
 
 from barlow.model import create_projector
 
-_PREFIXES = ("projector.", "projection_head.layers.", "projection_head.", "g.")
+_PREFIXES = (
+    *("projector.", "projection_head.layers.", "projection_head.projection_head."),
+    *("projection_head.", "g."),
+)
+# Beside heads of MSN and DINO, which have GELUs where ours have ReLUs and are called alike.
+_OTHER_HEADS = ("prototypes", "projection_head.last_layer.")
 _SEED = {"fc1": "0", "bn1": "1", "fc2": "3", "bn2": "4", "fc3": "6"}
 
 
@@ -25,7 +30,7 @@ def find_projector(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         The state of a projector from `create_projector`; empty where there is none like it.
     """
     prefix = next((p for p in _PREFIXES if any(k.startswith(p) for k in tensors)), None)
-    if prefix is None:
+    if prefix is None or any(k.startswith(_OTHER_HEADS) for k in tensors):
         return {}
     found = {}
     for name, value in tensors.items():
@@ -57,10 +62,10 @@ def start_projector(projector: nn.Module, weights: dict[str, Tensor]) -> str:
         weights: from `find_projector`; may be empty.
 
     Returns:
-        A line that says what was done; empty where there was nothing to do.
+        A line that says what was done.
     """
     if not weights:
-        return ""
+        return "the projector starts anew: there is none like it"
     ours, theirs = ("-".join(map(str, widths_of(w))) for w in (projector.state_dict(), weights))
     if ours != theirs:
         return f"the projector starts anew: that of the file is {theirs}, this one {ours}"

@@ -24,6 +24,8 @@ _DICTIONARY = re.compile(r"collections\.defaultdict|(?:pytorch_)?lightning\.[\w.
 
 # Where a file keeps its weights, if they are not all there is.
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
+# Counters that thop leaves in a model that it has measured.
+_COUNTERS = re.compile(r"(?:^|\.)total_(?:ops|params)$")
 # What wrapping a module in DistributedDataParallel or torch.compile puts before or into a name.
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+|_orig_mod\.")
 
@@ -64,7 +66,11 @@ def read_weights(path: Path) -> Weights:
             state = load_checkpoint(path)
     container = next((c for c in _CONTAINERS if isinstance(state.get(c), dict)), None)
     found = state if container is None else state[container]
-    tensors = {_WRAPPERS.sub("", str(k)): v for k, v in found.items() if isinstance(v, Tensor)}
+    tensors = {
+        _WRAPPERS.sub("", str(name)): value
+        for name, value in found.items()
+        if isinstance(value, Tensor) and not _COUNTERS.search(str(name))
+    }
     if not tensors:
         raise UserError(f"{path} holds no weights: its keys are {', '.join(map(str, state))[:200]}")
     return Weights(tensors, container, state, metadata)

@@ -107,7 +107,15 @@ def load_timm_folder(folder: Path, told: str) -> Loaded:
         if spec.stem in _TAPS:
             weights = _reduce_stem(weights, spec.stem)
     matched = load_weights(encoder, weights, told)
-    return Loaded(encoder, origin="" if ours else f"{told} is of timm: {spec.name}, {matched}")
+    if ours:
+        return Loaded(encoder)
+    data = config.get("pretrained_cfg", config)
+    how, kept = data.get("interpolation", "bicubic"), data.get("crop_pct", 0.875)
+    origin = (
+        f"{told} is of timm: {spec.name}, {matched}; timm resizes its images {how} and keeps "
+        f"{kept:.1%} of the shorter side, encoder.preprocess bilinear and keeps all of it"
+    )
+    return Loaded(encoder, origin=origin)
 
 
 def _description(config: dict[str, Any]) -> dict[str, Any]:
