@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from PIL import Image
+from torch import nn
 
 from barlow.data import Preprocess, open_source
 
@@ -40,3 +42,26 @@ def digits(encoder):
         x, rows = extract(encoder, source)
         found += [x, source.labels[rows]]
     return tuple(found)
+
+
+@pytest.fixture
+def pixels():
+    """The cheapest encoder there is: its features are 8 x 8 pixels."""
+    encoder = nn.Flatten()
+    encoder.preprocess = Preprocess(8, mean=[0.5], std=[0.25], in_chans=1)
+    encoder.num_features = 64
+    return encoder
+
+
+@pytest.fixture
+def noise(tmp_path):
+    """Images of noise: `train` and `test` of 20 images each of the classes a and b."""
+    generator = torch.Generator().manual_seed(0)
+    for split in ("train", "test"):
+        for kind in "ab":
+            folder = tmp_path / "noise" / split / kind
+            folder.mkdir(parents=True)
+            for i in range(20):
+                image = torch.randint(0, 255, (8, 8), generator=generator).to(torch.uint8)
+                Image.fromarray(image.numpy()).save(folder / f"{i:02}.png")
+    return tmp_path / "noise"

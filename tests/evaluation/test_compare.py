@@ -12,11 +12,14 @@ from barlow.errors import UserError
 from barlow.evaluation.compare import (
     Comparison,
     Difference,
+    _key,
+    _p_over_seeds,
     compare,
+    differences_of,
     mcnemar,
     paired_interval,
 )
-from barlow.evaluation.result import Result, Row, pack
+from barlow.evaluation.result import Result, Row, pack, unpack
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (0, 6), (3, 3), (12, 31), (700, 611), (4000, 4210)])
@@ -237,3 +240,47 @@ def test_two_real_evaluations_compare(encoder, tmp_path):
     assert len(found.table().rows) == len(found.differences)
     found.save(tmp_path / "comparison.json")
     assert (tmp_path / "comparison.json").read_text() == found.to_json()
+
+
+def test_another_batch_size_is_another_training_but_the_same_frozen_encoder():
+    def keys(protocol):
+        settings = ({"encoder": str(size), "batch_size": size} for size in (32, 64))
+        return {_key(Result(protocol, (), one)) for one in settings}
+
+    assert len(keys("finetune")) == 2
+    assert len(keys("linear")) == len(keys("knn")) == 1
+
+
+def test_seeds_that_shift_alike_up_to_rounding_give_no_p():
+    def row(*top1):
+        values, spread = statistics.fmean(top1), statistics.stdev(top1)
+        by_seed = {"val_top1": list(top1)}
+        return Row("x", {"val_top1": values}, {"val_top1": spread}, by_seed, {"seeds": len(top1)})
+
+    assert 0.82 - 0.81 != 0.81 - 0.80, "rounding divides them"
+    assert _p_over_seeds(row(0.80, 0.81), row(0.81, 0.82), "val_top1") is None
+    assert _p_over_seeds(row(0.80, 0.81), row(0.81, 0.83), "val_top1") is not None
+
+
+@pytest.mark.parametrize("protocol", ["linear", "knn", "finetune"])
+def test_an_image_that_cannot_be_read_moves_no_other(protocol, pixels, noise, caplog):
+    tuned = {"seeds": 2, "rate": 1e-3, "epochs": 1} if protocol == "finetune" else {}
+
+    def evaluated():
+        return barlow.evaluate(pixels, str(noise), protocol=protocol, **tuned)
+
+    a = evaluated()
+    (noise / "test" / "a" / "03.png").write_bytes(b"gone")
+    b = evaluated()
+    assert "1 of 40 images cannot be read and are left out, first test/a/03.png" in caplog.text
+    read = torch.arange(40) != 3
+    for before, after in zip(a.rows, b.rows, strict=True):
+        assert before.read == ""
+        assert torch.equal(unpack(after.read, 40), read)
+        for bits, fewer in zip(before.correct, after.correct, strict=True):
+            assert torch.equal(unpack(fewer, 40), unpack(bits, 40) & read)
+    found = [d for d in differences_of(a, b) if d.metric == "val_top1"]
+    assert found
+    for difference in found:
+        assert (difference.low, difference.high) == (0, 0), "of the 39 that both could read"
+        assert difference.p == (None if tuned else 1)

@@ -7,6 +7,7 @@ from PIL import Image
 import barlow
 from barlow.errors import UserError
 from barlow.evaluation import Result, task
+from barlow.evaluation.protocols import save_in_run
 
 
 @pytest.fixture
@@ -134,3 +135,11 @@ def test_results_of_a_run_are_kept_in_the_run(encoder, tmp_path):
     result = barlow.evaluate(run, "mnist5k", "mnist5k", "knn", limit=500, labels_per_class=2)
     (file,) = (tmp_path / "run" / "evaluation").iterdir()
     assert Result.load(file) == result
+
+
+def test_a_run_that_cannot_be_written_to_costs_no_result(pixels, noise, tmp_path, caplog):
+    (tmp_path / "config.yaml").write_text("")
+    (tmp_path / "evaluation").write_text("no folder")
+    result = barlow.evaluate(pixels, str(noise), protocol="knn")
+    assert save_in_run(result, tmp_path) is None
+    assert f"the result is not saved in {tmp_path}: " in caplog.text

@@ -1,5 +1,7 @@
 import copy
+import hashlib
 import os
+import threading
 
 import pytest
 import torch
@@ -191,3 +193,56 @@ def test_an_error_of_one_process_ends_all_in_one_line():
     source.records[3][:] = 255
     with pytest.raises(UserError, match=r"^the encoder's features are not finite[^\n]*$"):
         features_of(_Intolerant(), source, devices=2)
+
+
+def test_an_image_that_can_be_read_again_is_no_longer_left_out(pixels, noise, tmp_path):
+    source = open_source(str(noise), "test", in_chans=1)
+    file = noise / "test" / "a" / "03.png"
+    whole, time = file.read_bytes(), file.stat().st_mtime_ns
+    file.write_bytes(bytes(len(whole)))  # as if it could not be opened: the size is the same
+    os.utime(file, ns=(time, time))
+    _, rows = features_of(pixels, source, cache=tmp_path / "kept")
+    assert len(rows) == 39
+    seen = []
+    pixels.register_forward_hook(lambda *_: seen.append(1))
+    features_of(pixels, source, cache=tmp_path / "kept")
+    assert not seen, "what it lacks can still not be read"
+    file.write_bytes(whole)
+    os.utime(file, ns=(time, time))
+    x, rows = features_of(pixels, source, cache=tmp_path / "kept")
+    assert len(rows) == 40
+    assert torch.equal(x, features_of(pixels, source)[0])
+
+
+def test_features_that_somebody_else_kept_are_read(source, tmp_path, monkeypatch, caplog):
+    path = tmp_path / "kept.safetensors"
+    kept.keep(path, torch.eye(3), torch.arange(3))
+
+    def refuse(*_):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    x, _ = kept.read(path)
+    assert torch.equal(x, torch.eye(3))
+    assert not caplog.text
+
+
+def test_many_files_are_asked_at_a_time_in_order(noise, monkeypatch):
+    source = open_source(str(noise), in_chans=1)
+    (noise / "test" / "a" / "03.png").unlink()
+    digest = hashlib.sha256(b"80 1")
+    for raw in source.records:
+        digest.update(os.fsencode(f"{raw} {kept.state_of(raw)}\n"))
+    expected = digest.hexdigest()[:16]
+    assert kept.content_of(source) == expected
+    assert list(kept.states_of(source)) == [kept.state_of(raw) for raw in source.records]
+    together, state_of = threading.Barrier(4, timeout=5), kept.state_of
+
+    def met(file):
+        together.wait()
+        return state_of(file)
+
+    monkeypatch.setattr(kept, "_TOGETHER", 1)
+    monkeypatch.setattr(kept, "state_of", met)
+    assert kept.content_of(source) == expected
+    assert set(kept.states_of(_digits(3))) == {""}

@@ -200,3 +200,25 @@ def test_views_are_finished_where_the_encoder_is(encoder):
     views.finish = record
     Images(task.train, views).draw(torch.arange(4), 0, 0)
     assert seen == ["meta", "meta"]
+
+
+def test_a_place_that_cannot_be_written_is_told_before_any_training(
+    pixels, noise, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("barlow.evaluation.finetune.tune", None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        finetune(pixels, str(noise), out=str(tmp_path / "file" / "model"), rate=1e-3)
+
+
+def test_a_disk_that_fills_up_meanwhile_costs_no_result(
+    pixels, noise, tmp_path, monkeypatch, caplog
+):
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("barlow.evaluation.finetune.save_classifier", full)
+    out = str(tmp_path / "model")
+    result = finetune(pixels, str(noise), out=out, seeds=1, rate=1e-3, epochs=1)
+    assert result.rows
+    assert "the classifier is not saved: no space left" in caplog.text

@@ -117,3 +117,26 @@ def test_the_sgd_probe_repeats_itself(digits):
 def test_one_class_is_nothing_to_learn():
     with pytest.raises(UserError, match="one class"):
         logistic_probe(torch.randn(4, 2), torch.zeros(4, dtype=torch.long), 1)
+
+
+@pytest.mark.parametrize("few", [5_000, 10])
+def test_no_trial_is_judged_on_a_class_that_it_has_not_fitted(monkeypatch, few):
+    seen = []
+
+    class Recorded(linear._Trial):
+        def __init__(self, x, y, classes, fit, held_out):
+            seen.append((set(y[fit].tolist()), set(y[held_out].tolist())))
+            super().__init__(x, y, classes, fit, held_out)
+
+    monkeypatch.setattr(linear, "_Trial", Recorded)
+    monkeypatch.setattr(linear, "_FEW", few)
+    for name in ("_ENOUGH", "_A_FEATURE", "_A_CLASS"):
+        monkeypatch.setattr(linear, name, 1)
+    # Classes of one image, whose fold fits none, and of two, of which a part of the rest drops one.
+    y = torch.tensor([0] * 60 + [1] * 60 + [2, 3] + [4, 4, 5, 5])
+    x = torch.randn(len(y), 3, generator=torch.Generator().manual_seed(0))
+    choose_penalty(x, y, 6)
+    assert any(len(fitted) < 6 for fitted, _ in seen)
+    for fitted, judged in seen:
+        assert judged
+        assert judged <= fitted

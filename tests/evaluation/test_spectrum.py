@@ -59,6 +59,19 @@ def test_alpha_is_the_decay_that_was_put_in(alpha):
     assert alpha_req(x) == pytest.approx(alpha, abs=1e-3)
 
 
+def test_alpha_is_numpys_line_with_a_rank_weighing_its_inverse():
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.linspace(3, 0.1, 150, dtype=torch.double)  # a bent spectrum, no power law
+    x = torch.randn(400, 150, generator=generator, dtype=torch.double) * scale
+    rank = np.arange(4, 101)
+    values = np.linalg.eigvalsh(np.cov(x.numpy().T))[::-1][3:100]
+    slope, plain = (
+        -np.polyfit(np.log(rank), np.log(values), 1, w=w)[0] for w in (rank**-0.5, None)
+    )
+    assert alpha_req(x) == pytest.approx(slope, rel=1e-9)
+    assert abs(slope - plain) > 0.1
+
+
 def test_lidar_agrees_with_scipys_generalised_eigenvalues(digits):
     from scipy.linalg import eigh
 

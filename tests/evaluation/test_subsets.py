@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from barlow.address import key, permutation
 from barlow.errors import UserError
 from barlow.evaluation.subsets import folds, label_fraction, labels_per_class, split
 
@@ -58,3 +59,32 @@ def test_impossible_numbers_of_labels_are_refused_with_what_is_possible(k):
 def test_a_fraction_is_a_fraction(fraction):
     with pytest.raises(UserError, match="above 0 and at most 1"):
         label_fraction(torch.tensor([0, 1]), fraction)
+
+
+def _class_by_class(y, wanted, seed, stream):
+    """The choice as it is defined: of each class, the first of a permutation of its images."""
+    chosen = []
+    for c, k in enumerate(wanted):
+        of_class = (y == c).nonzero().flatten()
+        chosen.append(of_class[permutation(len(of_class), key(seed, stream, c))[:k]])
+    return torch.cat(chosen).sort().values
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=60).map(torch.tensor), st.integers(0, 9))
+def test_sorting_once_chooses_what_looking_for_each_class_chooses(y, seed):
+    counts = torch.bincount(y).tolist()
+    assert torch.equal(
+        label_fraction(y, 0.4, seed),
+        _class_by_class(y, [max(1, round(0.4 * n)) if n else 0 for n in counts], seed, 101),
+    )
+    held_out = [min(n - 1, max(1, round(0.2 * n))) if n > 1 else 0 for n in counts]
+    assert torch.equal(split(y, 0.2, seed)[1], _class_by_class(y, held_out, seed, 102))
+    place, offset = torch.empty_like(y), 0
+    for c in range(len(counts)):
+        of_class = (y == c).nonzero().flatten()
+        order = permutation(len(of_class), key(seed, 102, c))
+        place[of_class[order]] = (torch.arange(len(of_class)) + offset) % 3
+        offset += len(of_class)
+    parts = [(place == i).nonzero().flatten() for i in range(3)]
+    found = [part for _, part in folds(y, 3, seed)]
+    assert [part.tolist() for part in found] == [part.tolist() for part in parts if len(part)]

@@ -1,4 +1,6 @@
 import json
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ IDS = ["a/1.png", "a/2.png", "b/3.png", "b/4.png"]
 @pytest.fixture
 def labels(tmp_path):
     def write(text):
-        (tmp_path / "labels.csv").write_text(text)
+        (tmp_path / "labels.csv").write_text(text, encoding="utf-8", newline="")
         return tmp_path / "labels.csv"
 
     return write
@@ -105,6 +107,15 @@ def test_metrics_are_scikit_learns():
         ("file,sun,sea\n1.png,1,0\n4.png,0,1\n", "tags", ["sun", "sea"], [[1, 0], [0, 1]]),
         ("file,age\n1.png,3.5\n4.png,-2\n", "numbers", ["age"], [[3.5], [-2]]),
         ("file,x,y\n4.png,3,5\n1.png,0,1\n", "numbers", ["x", "y"], [[0, 1], [3, 5]]),
+        (",file,label\n0,1.png,cat\n1,4.png,dog\n", "classes", ["cat", "dog"], [0, 1]),
+        (",name,label\n0,1.png,cat\n1,4.png,dog\n", "classes", ["cat", "dog"], [0, 1]),
+        (",label\n1.png,cat\n4.png,dog\n", "classes", ["cat", "dog"], [0, 1]),
+        ("file,age,\n1.png,3.5,\n4.png,-2,\n", "numbers", ["age"], [[3.5], [-2]]),
+        ("\ufefffile;label\r\n1.png;cat\r\n4.png;dog\r\n", "classes", ["cat", "dog"], [0, 1]),
+        ("file;a, b;c\n1.png;1.5;2\n4.png;3;4\n", "numbers", ["a, b", "c"], [[1.5, 2], [3, 4]]),
+        ("file\ttag\n1.png\tx;y\n4.png\ty\n", "tags", ["x", "y"], [[1, 1], [0, 1]]),
+        ("file,sign\n1.png,7\n4.png,a\n", "classes", ["7", "a"], [0, 1]),
+        ("file,it\n1.png,NA\n4.png,a\n", "classes", ["NA", "a"], [0, 1]),
     ],
 )
 def test_a_file_says_what_it_holds(labels, text, kind, names, values):
@@ -133,6 +144,12 @@ def test_lines_without_an_image_and_without_a_value_are_left_out_and_counted(lab
         ("file,label\n1.png,a\n2.png,b\n", "numbers", "'a' in column label is not a number"),
         ("file,p,q\n1.png,a,b\n", "classes", "has 2 columns of values: classes stand in one"),
         ("file,p,q\n1.png,2,1\n", "tags", "tags in columns are 0 or 1"),
+        ("file,\n1.png,a\n", "auto", "has one column"),
+        ("file,x\n1.png,1.5\n2.png,NA\n", "auto", "'NA' in column x is .* leave the cell empty"),
+        ("file,x\n1.png,3\n2.png,#N/A\n", "auto", "'#N/A' in column x .*or give --kind classes"),
+        ('file,x\n1.png,"3,5"\n2.png,4\n', "auto", "'3,5' in column x .*a point for a comma"),
+        ("file;x\n1.png;3,5\n2.png;4,25\n", "auto", "'3,5' in column x .*a point for a comma"),
+        ("file,x\n1.png,NA\n2.png,1.5\n", "numbers", "'NA' in column x .*leave the cell empty"),
     ],
 )
 def test_a_file_that_cannot_be_meant_is_refused(labels, text, kind, message):
@@ -294,3 +311,67 @@ def test_mistakes_are_named(encoder, pictures, tmp_path, options, message):
     file = _written(tmp_path, "tags", [f"{'ab'[i % 2]}|c" for i in range(400)])
     with pytest.raises(UserError, match=message):
         barlow.evaluate(encoder, pictures[0], **{"labels": file, **options})
+
+
+def test_classes_among_numbers_are_read_where_the_kind_is_given(labels):
+    found = read_labels(labels("file,x\n1.png,1.5\n4.png,NA\n"), IDS, "classes")
+    assert found.names == ["1.5", "NA"]
+
+
+def test_an_image_labelled_twice_is_found_among_many(labels):
+    ids = [f"{i}.png" for i in range(30_000)]
+    file = labels("\n".join(["file,label", *(f"{name},x" for name in [*ids, ids[-1]])]))
+    start = time.process_time()
+    with pytest.raises(UserError, match=r"labels 29999\.png twice"):
+        read_labels(file, ids, "auto")
+    assert time.process_time() - start < 4, "looking through all lines for each takes longer"
+
+
+def test_tags_need_no_more_python_objects_than_an_image_has(labels):
+    ids = [f"{i}.png" for i in range(2000)]
+    text = "\n".join(["file,tags", *(f"{name},t{i}|all" for i, name in enumerate(ids))])
+    file = labels(text)
+    tracemalloc.start()
+    try:
+        found = read_labels(file, ids, "auto")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10e6, "a float for each of 2,000 images and 2,001 tags is 100 MB"
+    assert found.values.shape == (2000, 2001)
+    assert (found.values.sum(1) == 2).all()
+    assert found.values[:, found.names.index("all")].all()
+    nothing = read_labels(labels("file,tags\n1.png,|\n2.png,|\n"), ids, "auto")
+    assert nothing.values.shape == (2, 0)
+
+
+@pytest.mark.parametrize("again", ["1.png", "./1.png"])
+def test_a_source_that_lists_an_image_twice_is_not_divided(tmp_path, again):
+    names = [f"{i}.png" for i in range(10)]
+    for name in names:
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    lines = [f"{name}\t{'ab'[i % 2]}" for i, name in enumerate([*names, again])]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    (tmp_path / "once.txt").write_text("\n".join(lines[:-1]))
+    source = str(tmp_path / "list.txt")
+    with pytest.raises(UserError, match=r"list\.txt lists .*1\.png twice.* list each image once"):
+        open_task(source, in_chans=1)
+    assert len(open_task(str(tmp_path / "once.txt"), in_chans=1).test.rows) == 2
+    open_task(source, str(tmp_path / "once.txt"), in_chans=1)  # nothing is divided
+
+
+def test_test_images_of_a_class_without_a_training_image_are_warned_of(tmp_path, caplog):
+    for folder in ("train/cat", "train/dog", "test/cat", "test/emu"):
+        (tmp_path / folder).mkdir(parents=True)
+        for i in range(2):
+            Image.new("L", (8, 8)).save(tmp_path / folder / f"{i}.png")
+    open_task(str(tmp_path), in_chans=1)
+    assert "2 of 4 test images are of classes without a training image, such as emu" in caplog.text
+
+
+def test_r2_is_of_the_columns_that_vary():
+    y = torch.tensor([[1.0, 5.0], [2.0, 5.0], [4.0, 5.0]])
+    found = torch.tensor([[1.5, 0.0], [2.0, 0.0], [3.0, 0.0]])
+    assert r2(found, y) == r2(found[:, :1], y[:, :1]) != 0
+    with pytest.raises(UserError, match="the same for all test images"):
+        r2(found[:, 1:], y[:, 1:])

@@ -32,8 +32,8 @@ class Difference:
         metric: for example "val_top1".
         a: the first result's number, a mean where there were several seeds.
         b: the second's.
-        low: lower end of the 95 % interval of b - a over the choice of test images, or None where
-            the results do not say which images were right.
+        low: lower end of the 95 % interval of b - a over the choice of test images, of those that
+            both could read, or None where the results do not say which images were right.
         high: upper end.
         p: of McNemar's exact test, two-sided: how often chance alone would divide the images that
             only one of the two gets right as unevenly; None where that is not known or there were
@@ -210,6 +210,8 @@ def _difference(protocol: str, a: Row, b: Row, metric: str, number: int) -> Diff
     low = high = p = None
     right_a, right_b = _right(a, number), _right(b, number)
     if metric == "val_top1" and right_a is not None and right_b is not None:
+        both = (right_a + right_b).isfinite()
+        right_a, right_b = right_a[both], right_b[both]
         low, high = paired_interval(right_a, right_b)
         if a.seeds == b.seeds == 1:
             p = mcnemar(int((right_a > right_b).sum()), int((right_b > right_a).sum()))
@@ -220,10 +222,14 @@ def _difference(protocol: str, a: Row, b: Row, metric: str, number: int) -> Diff
 
 
 def _right(row: Row, number: int) -> Tensor | None:
-    """How often each of the test images is right, `(number,)`, if that is known of every seed."""
+    """How often each of the test images is right, `(number,)`, if that is known of every seed.
+
+    Not a number for an image that could not be read.
+    """
     if not number or len(row.correct) != row.seeds:
         return None
-    return torch.stack([unpack(bits, number) for bits in row.correct]).double().mean(0)
+    right = torch.stack([unpack(bits, number) for bits in row.correct]).double().mean(0)
+    return right.where(unpack(row.read, number), torch.nan) if row.read else right
 
 
 def _p_over_seeds(a: Row, b: Row, metric: str) -> float | None:

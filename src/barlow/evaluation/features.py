@@ -1,6 +1,8 @@
 """Features once: the encoder runs over each image a single time, and the result is kept."""
 
+import contextlib
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from barlow.data import Source, eval_batches, preprocess_of
+from barlow.data.decode import BrokenImage
 from barlow.data.source import hash_of
 from barlow.errors import UserError
 from barlow.evaluation import kept
@@ -27,6 +30,8 @@ from barlow.ranks import (
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+log = logging.getLogger(__name__)
 
 _VERSION = 2  # of what `Preprocess` computes
 
@@ -69,6 +74,8 @@ def features_of(
     if cache is not None:
         path = cache / f"{_fingerprint(encoder, part)}.safetensors"
         found = kept.read(path)
+        if found is not None and _more_to_read(part, found[1]):
+            found = None
         # Either all ranks read or all compute: the folder need not be the same on every machine.
         if all(_gathered(found is not None)) and found is not None:
             return found[0], rows[found[1]]
@@ -79,6 +86,26 @@ def features_of(
     if path is not None and _rank() == 0:
         kept.keep(path, x, read)
     return x, rows[read]
+
+
+def tell_unread(source: Source, rows: Tensor, read: Tensor) -> None:
+    """Warn of those rows of a source that are not among the ones that were read."""
+    lost = rows[~torch.isin(rows, read)]
+    if len(lost):
+        log.warning(
+            "%s: %d of %d images cannot be read and are left out, first %s",
+            *(source.name, len(lost), len(rows), source.ids[int(lost[0])]),
+        )
+
+
+def _more_to_read(source: Source, read: Tensor) -> bool:
+    """Whether an image that could not be read then can be now; its size and time are the same."""
+    rows = torch.arange(len(source))
+    for row in rows[~torch.isin(rows, read)].tolist():
+        with contextlib.suppress(BrokenImage):
+            source[row]
+            return True
+    return False
 
 
 def _extract_together(encoder: nn.Module, source: Source, batch_size: int) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,8 @@
 """Fine-tuning: what the whole network reaches with the labels there are."""
 
+import logging
 import statistics
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,14 @@ from barlow.data import preprocess_of
 from barlow.errors import TrainingError, UserError
 from barlow.evaluation.classifier import Classifier, refuse_other, save_classifier, scores_of
 from barlow.evaluation.compared import Line, compared, encoder_at, run_views
+from barlow.evaluation.features import tell_unread
 from barlow.evaluation.metrics import classification, right
-from barlow.evaluation.result import Result, Row, pack
+from barlow.evaluation.result import Result, Row
 from barlow.evaluation.subsets import split
 from barlow.evaluation.task import Part, open_task
 from barlow.evaluation.tuning import tune
+
+log = logging.getLogger(__name__)
 
 RATES = (3e-4, 1e-3, 3e-3)  # of AdamW, chosen among on held-out training images
 _STEPS = 400  # few labels still take so many steps, unless the epochs are given
@@ -84,6 +89,7 @@ def finetune(
 
     Raises:
         UserError: if the sources have no labels or other classes, or an option is out of range.
+        OSError: if nothing can be written to `out`.
         TrainingError: if a training diverges at a given rate.
     """
     _check(epochs, seeds, rate, batch_size)
@@ -103,13 +109,19 @@ def finetune(
         epochs = max(_EPOCHS, -(-_STEPS // steps))
     preset, changes = (views, {}) if views else run_views(encoder)
     training = _Training(epochs, batch_size, preset, changes, task.names)
+    if out is not None:  # before the hours that training takes
+        Path(out).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
     rows = []
     parts = [one.train for one in tasks]
     for line in lines:
         row, classifier = _row(line, parts, task.test, training, rate, seed)
         rows.append(row)
     if out is not None:  # the last row is the one with pretraining
-        save_classifier(classifier, out)
+        try:
+            save_classifier(classifier, out)
+        except (OSError, UserError) as error:
+            log.warning("the classifier is not saved: %s", error)
     settled = {"epochs": epochs, "views": preset} | ({"view1": changes} if changes else {})
     return Result("finetune", tuple(rows), settled, tasks[0].described())
 
@@ -124,16 +136,17 @@ def _row(
 ) -> tuple[Row, Classifier]:
     """One line of the table, and the classifier of its first seed."""
     name, make = line
-    found, right_by_seed = list[dict[str, float]](), list[str]()
+    found, right_by_seed = list[dict[str, float]](), list[tuple[Tensor, Tensor]]()
     first: Classifier | None = None
     for i, part in enumerate(parts):
         start = make(seed + i)
         if rate is None:  # once a row: the labels of another seed want no other rate
             rate = choose_rate(start, part, training, seed)
         classifier = _tuned(start, part, training, rate, seed + i)
-        values, correct = _measure(classifier, part, test, training.batch_size)
+        values, read, correct = _measure(classifier, part, test, training.batch_size)
+        tell_unread(test.source, test.rows, read)
         found.append(values)
-        right_by_seed.append(pack(correct))
+        right_by_seed.append((read, correct))
         first = first or classifier
     assert first is not None
     columns = {key: [values[key] for values in found] for key in found[0]}
@@ -141,7 +154,7 @@ def _row(
     spread = {k: statistics.stdev(v) for k, v in by_seed.items()}
     mean = {k: statistics.fmean(v) for k, v in columns.items()}
     chosen = {"rate": rate, "seeds": len(found)}
-    return Row(name, mean, spread, by_seed, chosen, right_by_seed), first
+    return Row(name, mean, spread, by_seed, chosen, **test.by_image(right_by_seed)), first
 
 
 def choose_rate(encoder: nn.Module, part: Part, training: _Training, seed: int) -> float:
@@ -158,7 +171,7 @@ def choose_rate(encoder: nn.Module, part: Part, training: _Training, seed: int) 
             classifier = _tuned(encoder, part.take(fit), training, rate, seed)
         except TrainingError:  # too high a rate is a bad choice, not the end
             continue
-        values, _ = _measure(classifier, None, part.take(held_out), training.batch_size)
+        values, *_ = _measure(classifier, None, part.take(held_out), training.batch_size)
         scored.append((-values["val_top1"], values["val_loss"], rate))
     if not scored:
         raise TrainingError(f"fine-tuning diverged at every rate of {RATES}: give a lower one")
@@ -183,19 +196,21 @@ def _tuned(
 
 def _measure(
     classifier: Classifier, train: Part | None, test: Part, batch_size: int
-) -> tuple[dict[str, float], Tensor]:
+) -> tuple[dict[str, float], Tensor, Tensor]:
+    """The numbers, which rows of the test could be read, and whether each of them is right."""
     values: dict[str, float] = {}
     if train is not None:
-        scores, y = _scores(classifier, train, batch_size)
-        values |= classification(scores, y, "train")
-    scores, y = _scores(classifier, test, batch_size)
-    return values | classification(scores, y, "val"), right(scores, y)
+        scores, rows = _scores(classifier, train, batch_size)
+        tell_unread(train.source, train.rows, rows)
+        values |= classification(scores, train.known(rows), "train")
+    scores, rows = _scores(classifier, test, batch_size)
+    y = test.known(rows)
+    return values | classification(scores, y, "val"), rows, right(scores, y)
 
 
 def _scores(classifier: Classifier, part: Part, batch_size: int) -> tuple[Tensor, Tensor]:
     found = list(scores_of(classifier, part.source.part(part.rows), batch_size))
-    rows = part.rows[torch.cat([r for _, r in found])]
-    return torch.cat([s for s, _ in found]), part.known(rows)
+    return torch.cat([s for s, _ in found]), part.rows[torch.cat([r for _, r in found])]
 
 
 def _check(epochs: int | None, seeds: int, rate: float | None, batch_size: int) -> None:

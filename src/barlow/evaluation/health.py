@@ -12,7 +12,7 @@ from barlow.data.decode import BrokenImage
 from barlow.data.source import spread
 from barlow.errors import UserError
 from barlow.evaluation.compared import compared, encoder_at
-from barlow.evaluation.features import cache_folder, device_of, features_of
+from barlow.evaluation.features import cache_folder, device_of, features_of, tell_unread
 from barlow.evaluation.result import Result, Row
 from barlow.evaluation.spectrum import (
     alignment,
@@ -82,7 +82,8 @@ def health(
     for name, make in compared(module, baseline):
         one = make(seed)
         two_views = _two_views(encoder, preprocess_of(one), preset)
-        x, _ = features_of(one, chosen, batch_size=batch_size, cache=kept, devices=devices)
+        x, read = features_of(one, chosen, batch_size=batch_size, cache=kept, devices=devices)
+        tell_unread(chosen, torch.arange(len(chosen)), read)
         drawn = _features_of_views(one, chosen.spread(_VIEWED), two_views, views, seed)
         rows.append(_row(name, x, drawn))
     data = {"name": train, "images": len(chosen), "fingerprint": chosen.fingerprint}

@@ -1,8 +1,12 @@
 """Features kept in files, found again by what they are of."""
 
+import contextlib
 import hashlib
 import logging
 import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +19,37 @@ from barlow.data import Source
 log = logging.getLogger(__name__)
 
 _BYTES = 4 * 2**30  # the least recently used features beyond this are removed
+# Over a network each file is a round trip; on a disk it is quicker than handing it to a thread.
+_THREADS, _TOGETHER = 16, 64
 
 
 def content_of(source: Source) -> str:
     """A hash of what the images are: all bytes, or for files their names, sizes and times."""
     digest = hashlib.sha256(f"{len(source)} {source.in_chans}".encode())
-    for i in range(len(source)):
+    on_disk = len(source) > 0 and isinstance(source.records[0], str)
+    states: Iterator[str] = states_of(source) if on_disk else repeat("")
+    for i, state in zip(range(len(source)), states, strict=False):
         raw = source.records[i]
         if isinstance(raw, str):
-            digest.update(os.fsencode(f"{raw} {state_of(raw)}\n"))
+            digest.update(os.fsencode(f"{raw} {state or state_of(raw)}\n"))
         elif isinstance(raw, bytes):
             digest.update(f"{len(raw)}\n".encode() + raw)
         else:
             digest.update(f"{raw.dtype} {raw.shape}\n".encode())
             digest.update(np.asarray(raw).tobytes())
     return digest.hexdigest()[:16]
+
+
+def states_of(source: Source) -> Iterator[str]:
+    """`state_of` each image in order, many asked for at a time; "" for one that is no file."""
+
+    def states(start: int) -> list[str]:
+        rows = range(start, min(start + _TOGETHER, len(source)))
+        raws = (source.records[row] for row in rows)
+        return [state_of(raw) if isinstance(raw, str) else "" for raw in raws]
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        yield from chain.from_iterable(pool.map(states, range(0, len(source), _TOGETHER)))
 
 
 def state_of(file: str) -> str:
@@ -47,7 +67,8 @@ def read(path: Path) -> tuple[Tensor, Tensor] | None:
 
     try:
         kept = load_file(path)
-        os.utime(path)  # recently used
+        with contextlib.suppress(OSError):  # somebody else's file
+            os.utime(path)  # recently used
         return kept["features"], kept["rows"]
     except FileNotFoundError:
         return None

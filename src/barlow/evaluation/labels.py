@@ -4,6 +4,7 @@ import csv
 import logging
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ AnyKind = Literal["auto", "classes", "tags", "numbers"]
 
 _FILE_COLUMNS = ("file_name", "filename", "file", "path", "image", "id")
 _SEPARATOR = re.compile(r"\s*[|;]\s*")
+_MISSING = ("na", "n/a", "nan", "null", "none")  # and what begins with #, such as Excel's #N/A
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,13 @@ def labels_of(source: Source) -> Labels:
 
 
 def read_labels(file: str | Path, ids: Sequence[str], kind: AnyKind, folder: str = "") -> Labels:
-    """Read labels from a CSV file with a heading line.
+    """Read labels from a CSV file with a heading line, commas, semicolons or tabs between columns.
 
     The file name stands in a column `file_name` (or file, path, image, id; else the first): the
     source's id, the last parts of it, or a longer path that ends in it, from the source's folder
     on. One further column holds a class, several tags with `|` or `;` between them, or a number;
-    several columns hold a number each, or 0 and 1 for tags.
+    several columns hold a number each, or 0 and 1 for tags. A column without a heading is left
+    out.
 
     Args:
         file: the CSV file.
@@ -103,13 +106,13 @@ def read_labels(file: str | Path, ids: Sequence[str], kind: AnyKind, folder: str
         first = f"the first line names {lines[0][0]}" if lines else "it has no lines"
         raise UserError(f"{file} labels no image of the source: {first}, images are like {ids[0]}")
     if len(set(rows)) < len(rows):
-        twice = next(row for row in rows if rows.count(row) > 1)
+        twice = next(row for row, lines_of in Counter(rows).items() if lines_of > 1)
         raise UserError(f"{file} labels {ids[twice]} twice: give one line an image")
     if unknown:
         log.warning("%s: %d images are not there, first %s", file, len(unknown), unknown[0])
     if empty:
         log.warning("%s: %d images have no value, first %s", file, len(empty), empty[0])
-    found = _kind(cells) if kind == "auto" else kind
+    found = _kind(columns, cells, str(file)) if kind == "auto" else kind
     order = torch.tensor(rows).argsort()
     names, values_of = _READERS[found](columns, cells, str(file))
     return Labels(found, names, torch.tensor(rows)[order], values_of[order])
@@ -119,20 +122,25 @@ def _table(file: Path) -> tuple[list[str], list[list[str]]]:
     """Names of the value columns, and lines of file name and values."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as text:
-            heading, *lines = [line for line in csv.reader(text) if any(line)]
+            written = text.readlines()
+        first = next((line for line in written if line.strip()), "")
+        separator = max(",;\t", key=first.count)  # of equals the comma
+        heading, *lines = [line for line in csv.reader(written, delimiter=separator) if any(line)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read {file}: {error}") from None
     except ValueError:
         raise UserError(f"{file} is empty: expected a line of headings, then file,label") from None
-    if len(heading) < 2:
-        raise UserError(f"{file} has one column: expected a file name and a label")
-    at = next((heading.index(c) for c in _FILE_COLUMNS if c in heading), 0)
     for number, line in enumerate(lines, 2):
         if len(line) != len(heading):
             raise UserError(
                 f"{file}, line {number}: {len(line)} values under {len(heading)} headings"
             )
-    rest = [i for i in range(len(heading)) if i != at]
+    at = next((heading.index(c) for c in _FILE_COLUMNS if c in heading), None)
+    if at is None:  # a first column without a heading may be file names, or an index before them
+        at = int(not heading[0].strip() and all(line[0].isdecimal() for line in lines))
+    rest = [i for i in range(len(heading)) if i != at and heading[i].strip()]
+    if not rest:
+        raise UserError(f"{file} has one column: expected a file name and a label, with headings")
     return (
         [heading[i] for i in rest],
         [[line[at].strip().removeprefix("./"), *(line[i].strip() for i in rest)] for line in lines],
@@ -162,15 +170,34 @@ def _ends(path: str) -> Iterator[str]:
         path = path.partition("/")[2]
 
 
-def _kind(cells: list[list[str]]) -> Kind:
+def _kind(columns: list[str], cells: list[list[str]], file: str) -> Kind:
     if len(cells[0]) > 1:
         return "tags" if {v for line in cells for v in line} <= {"0", "1"} else "numbers"
     values = [line[0] for line in cells]
     if any(_SEPARATOR.search(value) for value in values):
         return "tags"
-    if all(value.isdecimal() for value in values) or any(_number(v) is None for v in values):
-        return "classes"
-    return "numbers"
+    others = [value for value in values if _number(value) is None]
+    if others and (wrong := _among_numbers(values, others)):
+        raise UserError(f"{_no_number(file, wrong, columns[0])}; or give --kind classes")
+    return "classes" if others or all(value.isdecimal() for value in values) else "numbers"
+
+
+def _among_numbers(values: list[str], others: list[str]) -> str | None:
+    """Which of the others is a gap or a comma in a column of numbers, rather than a class."""
+    if all(_number(value.replace(",", ".", 1)) is not None for value in values):
+        return others[0]
+    numbers = [value for value in values if _number(value) is not None]
+    if not all(value.isdecimal() for value in numbers):
+        return others[0]
+    gaps = (v for v in others if v.lower() in _MISSING or v.startswith("#"))
+    return next(gaps, None) if numbers else None
+
+
+def _no_number(file: str, value: str, column: str) -> str:
+    return (
+        f"{file}: {value!r} in column {column} is not a number: leave the cell empty where none "
+        "is known, and write a point for a comma"
+    )
 
 
 def _classes(columns: list[str], cells: list[list[str]], file: str) -> tuple[list[str], Tensor]:
@@ -192,14 +219,18 @@ def _tags(columns: list[str], cells: list[list[str]], file: str) -> tuple[list[s
         return columns, torch.tensor([[float(v) for v in line] for line in cells])
     lists = [{tag for tag in _SEPARATOR.split(line[0]) if tag} for line in cells]
     names = sorted(set().union(*lists))
-    return names, torch.tensor([[float(name in tags) for name in names] for tags in lists])
+    place = {name: i for i, name in enumerate(names)}
+    at = [(line, place[tag]) for line, tags in enumerate(lists) for tag in tags]
+    values = torch.zeros(len(lists), len(names))
+    values[torch.tensor(at, dtype=torch.int64).reshape(-1, 2).unbind(1)] = 1.0
+    return names, values
 
 
 def _numbers(columns: list[str], cells: list[list[str]], file: str) -> tuple[list[str], Tensor]:
     for line in cells:
         for column, value in zip(columns, line, strict=True):
             if _number(value) is None:
-                raise UserError(f"{file}: {value!r} in column {column} is not a number")
+                raise UserError(_no_number(file, value, column))
     return columns, torch.tensor([[float(v) for v in line] for line in cells])
 
 

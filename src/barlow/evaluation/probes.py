@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from barlow.data import preprocess_of
 from barlow.errors import UserError
 from barlow.evaluation.compared import compared, encoder_at, run_views
-from barlow.evaluation.features import cache_folder, features_of
+from barlow.evaluation.features import cache_folder, features_of, tell_unread
 from barlow.evaluation.knn import knn_scores
 from barlow.evaluation.labels import AnyKind, Kind
 from barlow.evaluation.linear import LinearClassifier, logistic_probe
 from barlow.evaluation.metrics import measured, right
 from barlow.evaluation.regression import ridge_probe, tag_probe
-from barlow.evaluation.result import Result, Row, pack
+from barlow.evaluation.result import Result, Row
 from barlow.evaluation.sgd import sgd_probe
 from barlow.evaluation.task import Part, Task, open_task
 
@@ -23,10 +23,11 @@ _PASSES = 100  # over augmented images, Zbontar et al. 2021, appendix A
 
 
 class Features(NamedTuple):
-    """What a frozen encoder makes of images: `(M, F)`, and their labels."""
+    """What a frozen encoder makes of images, `(M, F)`, their labels, and which they are."""
 
     x: Tensor
     y: Tensor
+    rows: Tensor
 
 
 def linear(
@@ -114,7 +115,7 @@ def linear(
         scores = classifier(held_out.x)
         values = measured(task.kind, classifier(learnt.x), learnt.y, "train")
         values |= measured(task.kind, scores, held_out.y, "val")
-        rows.append(Row(name, values, chosen=chosen, correct=_correct(task, scores, held_out.y)))
+        rows.append(Row(name, values, chosen=chosen, **_by_image(task, scores, held_out)))
     return Result("linear", tuple(rows), data=task.described())
 
 
@@ -184,8 +185,8 @@ def knn(
         found = knn_scores(queries.x, bank.x, bank.y, ks, classes=len(task.names))
         for (k, t), scores in found.items():
             values = measured(task.kind, scores, queries.y, "val", loss=False)
-            correct = _correct(task, scores, queries.y)
-            rows.append(Row(f"{name}, k = {k}, t = {t}", values, correct=correct))
+            by_image = _by_image(task, scores, queries)
+            rows.append(Row(f"{name}, k = {k}, t = {t}", values, **by_image))
     return Result("knn", tuple(rows), data=task.described())
 
 
@@ -209,7 +210,8 @@ def _lines(
 
         def features(part: Part, one: nn.Module = one) -> Features:
             x, rows = features_of(one, part.source, part.rows, **how)
-            return Features(x, part.known(rows))
+            tell_unread(part.source, part.rows, rows)
+            return Features(x, part.known(rows), rows)
 
         yield name, one, features(task.train), features(task.test)
 
@@ -218,7 +220,7 @@ def _fit(
     kind: Kind, learnt: Features, classes: int, epochs: int | None, seed: int
 ) -> tuple[LinearClassifier, dict[str, Any]]:
     """A classifier, and what was chosen for it; the test is no argument and has no say."""
-    x, y = learnt
+    x, y, _ = learnt
     if kind == "tags":
         by_tag, penalties = tag_probe(x, y, seed)
         return by_tag, {"penalties": penalties}
@@ -232,5 +234,7 @@ def _fit(
     return found, {"penalty": penalty}
 
 
-def _correct(task: Task, scores: Tensor, y: Tensor) -> list[str]:
-    return [pack(right(scores, y))] if task.kind == "classes" else []
+def _by_image(task: Task, scores: Tensor, held_out: Features) -> dict[str, Any]:
+    if task.kind != "classes":
+        return {}
+    return task.test.by_image([(held_out.rows, right(scores, held_out.y))])

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -13,6 +14,8 @@ from torch import nn
 
 from barlow.errors import UserError
 from barlow.evaluation.result import Result, environment, plain
+
+log = logging.getLogger(__name__)
 
 # The function of that name, in which module of this room.
 PROTOCOLS = {"linear": "probes", "knn": "probes", "finetune": "finetune", "health": "health"}
@@ -87,12 +90,16 @@ def save_in_run(result: Result, encoder: str | Path | nn.Module) -> Path | None:
     The same evaluation again replaces its file.
 
     Returns:
-        The file, or None.
+        The file, or None; of one that cannot be written there is a warning.
     """
     if isinstance(encoder, nn.Module) or not (Path(encoder) / "config.yaml").exists():
         return None
     told = json.dumps({"settings": result.settings, "data": result.data}, sort_keys=True)
     name = f"{result.protocol}-{hashlib.sha256(told.encode()).hexdigest()[:8]}.json"
     path = Path(encoder) / "evaluation" / name
-    result.save(path)
+    try:
+        result.save(path)
+    except OSError as error:  # somebody else's run, or a full disk, must not cost the evaluation
+        log.warning("the result is not saved in %s: %s", encoder, error)
+        return None
     return path

@@ -47,6 +47,7 @@ class Row:
         chosen: what was chosen on held-out training images, such as the penalty.
         correct: for each seed, whether each test image, in order, was classified correctly; packed
             bits in base64, so that two results can be compared image by image.
+        read: whether each test image could be read, packed alike; empty where all could.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Row:
     by_seed: dict[str, list[float]] = field(default_factory=dict)
     chosen: dict[str, Any] = field(default_factory=dict)
     correct: list[str] = field(default_factory=list)
+    read: str = ""
 
     @property
     def seeds(self) -> int:

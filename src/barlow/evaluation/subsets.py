@@ -102,8 +102,7 @@ def folds(y: Tensor, number: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
     """
     place = torch.empty_like(y)
     offset = 0  # goes on from class to class, so that the folds are equally large
-    for c in torch.bincount(y).nonzero().flatten().tolist():
-        of_class = (y == c).nonzero().flatten()
+    for c, of_class in enumerate(_by_class(y)):
         order = permutation(len(of_class), key(seed, _HELD_OUT, c))
         place[of_class[order]] = (torch.arange(len(of_class)) + offset) % number
         offset += len(of_class)
@@ -113,10 +112,14 @@ def folds(y: Tensor, number: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
 
 def _of_each_class(y: Tensor, wanted: list[int], seed: int, stream: int) -> Tensor:
     chosen = []
-    for c, k in enumerate(wanted):
-        of_class = (y == c).nonzero().flatten()
+    for c, (of_class, k) in enumerate(zip(_by_class(y), wanted, strict=True)):
         chosen.append(of_class[permutation(len(of_class), key(seed, stream, c))[:k]])
     return torch.cat(chosen).sort().values
+
+
+def _by_class(y: Tensor) -> tuple[Tensor, ...]:
+    """For each class the indices of its images, in order."""
+    return y.argsort(stable=True).split(torch.bincount(y).tolist())
 
 
 def _others(indices: Tensor, number: int) -> Tensor:

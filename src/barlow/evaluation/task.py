@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from barlow.address import key, permutation
 from barlow.data import Source, open_source
 from barlow.errors import UserError
 from barlow.evaluation.labels import AnyKind, Kind, Labels, labels_of, read_labels
+from barlow.evaluation.result import pack
 from barlow.evaluation.subsets import label_fraction, labels_per_class, split
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,19 @@ class Part:
         place = torch.full((len(self.source),), -1)
         place[self.rows] = torch.arange(len(self.rows))
         return self.y[place[rows]]
+
+    def by_image(self, found: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+        """`correct` and `read` of a `Row`, a bit for every image.
+
+        Args:
+            found: for each seed the rows that could be read, in order, and whether each was right.
+        """
+        everyone, correct = torch.ones(len(self.rows), dtype=torch.bool), list[str]()
+        for rows, right in found:
+            read = torch.isin(self.rows, rows)
+            correct.append(pack(torch.zeros_like(read).masked_scatter(read, right)))
+            everyone &= read
+        return {"correct": correct, "read": "" if everyone.all() else pack(everyone)}
 
     def described(self) -> dict[str, Any]:
         """Name, size and fingerprint, for the record."""
@@ -132,7 +147,7 @@ def open_task(
 
     Raises:
         UserError: if there are no labels, the test has some that training has not, or an image is
-            in both parts.
+            in both parts, or listed twice by a source that is to be divided.
     """
     if labels is None and (test_labels is not None or kind != "auto"):
         raise UserError("test labels and their kind go with labels from a file: give labels too")
@@ -142,6 +157,7 @@ def open_task(
     same = _place(train) == _place(test) and first.fingerprint == second.fingerprint
     known = read_labels(labels, first.ids, kind, _folder(train)) if labels else labels_of(first)
     if same and test_labels is None:
+        _refuse_twice(first, known.rows)
         known, held_out = _divided(known)
     else:
         file = test_labels or labels
@@ -183,6 +199,21 @@ def _folder(source: str) -> str:
     """The name of the folder that the images of a source are below, if it is one."""
     path = os.path.abspath(os.path.expanduser(source.partition("::")[0]))
     return os.path.basename(path) if os.path.isdir(path) else ""
+
+
+def _refuse_twice(source: Source, rows: Tensor) -> None:
+    seen = set[str]()
+    for row in rows.tolist():
+        raw = source.records[row]
+        if not isinstance(raw, str):
+            return
+        file = os.path.normpath(raw)
+        if file in seen:
+            raise UserError(
+                f"{source.name} lists {source.ids[row]} twice, and may be divided between the two: "
+                "list each image once, or give a test source"
+            )
+        seen.add(file)
 
 
 def _divided(known: Labels) -> tuple[Labels, Labels]:
