@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import re
+import secrets
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with open(beside, "wb") as file:
             write(file)

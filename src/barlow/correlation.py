@@ -1,6 +1,5 @@
 """The cross-correlation matrix of a run, at the start and now, computed and as a picture."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,8 @@ from torch import Tensor
 
 from barlow import address
 from barlow.assembly import build_model, build_views
+from barlow.data import Source
+from barlow.data.streaming import stream
 from barlow.loss import cross_correlation
 from barlow.model import BarlowTwins
 from barlow.settings import Settings
@@ -20,23 +21,29 @@ _STREAM = 106
 
 
 def start_and_now(
-    settings: Settings, state: dict[str, Any], images: Sequence[Tensor]
+    settings: Settings, state: dict[str, Any], images: Source
 ) -> tuple[Tensor, Tensor]:
     """The matrix before the first step and at a checkpoint, on the same views of the same images.
 
     Args:
         settings: of the run; the model before the first step is made again from them.
         state: a checkpoint's.
-        images: `(C, H, W)` uint8 each, as many as a training step has or fewer.
+        images: as many as a training step has or fewer; read and cropped one after another, as the
+            training does.
 
     Returns:
         Two matrices `(d, d)`, of at most 1,024 evenly spaced features of the embedding, as a
         training step sees them: batch normalisation inside the network is over these images.
     """
     model = first_model(settings)
-    start = _matrix(model, settings, images)
+    views = build_views(settings, model.encoder.preprocess)  # type: ignore[arg-type]
+    key, rows = address.key(settings.seed, _STREAM), torch.arange(len(images))
+    with torch.random.fork_rng():  # a DataLoader draws from the global generator
+        (crops,) = stream(images, views, [(rows, rows)], key, workers=0)
+    both = views.finish(crops.view1, crops.view2, key, rows)
+    start = _matrix(model, settings, both)
     model.load_state_dict(state["model"])
-    return start, _matrix(model, settings, images)
+    return start, _matrix(model, settings, both)
 
 
 def first_model(settings: Settings) -> BarlowTwins:
@@ -47,15 +54,11 @@ def first_model(settings: Settings) -> BarlowTwins:
 
 
 @torch.no_grad()
-def _matrix(model: BarlowTwins, settings: Settings, images: Sequence[Tensor]) -> Tensor:
-    views = build_views(settings, model.encoder.preprocess)  # type: ignore[arg-type]
-    key, position = address.key(settings.seed, _STREAM), torch.arange(len(images))
-    # As a batch where they have one size: views of small images are cropped as the training does.
-    batch = torch.stack(list(images)) if len({i.shape for i in images}) == 1 else images
+def _matrix(model: BarlowTwins, settings: Settings, views: tuple[Tensor, Tensor]) -> Tensor:
     model.train()
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)  # for dropout
-        z1, z2 = (model.embed(v) for v in views(batch, key=key, position=position))  # (N, D)
+        z1, z2 = (model.embed(view) for view in views)  # (N, D)
     model.eval()
     chosen = torch.linspace(0, z1.shape[1] - 1, min(_FEATURES, z1.shape[1])).round().long()
     return cross_correlation(z1[:, chosen], z2[:, chosen])

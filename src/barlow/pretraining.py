@@ -125,6 +125,8 @@ def _loop(
     if resumed := load_last(run.last_checkpoint):
         step, seconds = resumed["step"], resumed["seconds"]
     agree(fabric, step, f"the processes see checkpoints of different steps in {run.path}")
+    if step:
+        on_main_rank(fabric, partial(record.refuse_others, run, loader.source))
     if schedule.done(step, seconds):
         reporter.say(f"{run.path} is finished: {step} steps are done, nothing is left to do")
         return

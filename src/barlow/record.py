@@ -21,22 +21,28 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+def refuse_others(run: Run, images: Source) -> None:
+    """A UserError if the images are not those that a run with a checkpoint was trained on."""
+    if not (starts := run.starts()):
+        return
+    with reading(run.starts_file):
+        began = starts[-1]["data"]
+        name, number, fingerprint = began["name"], began["images"], began["fingerprint"]
+    if fingerprint != images.fingerprint:
+        raise UserError(
+            f"--out {run.path} was trained on {number} images of {name}, and these "
+            f"{len(images)} are others: bring the former back, or start from its encoder with "
+            f"--init {run.path} and another --out"
+        )
+
+
 def start(run: Run, settings: Settings, step: int, images: Source) -> None:
     """Note that a training begins or goes on at a step; what was logged after it is dropped.
 
     Raises:
-        UserError: if the images are not those it began with, or the folder cannot be written.
+        UserError: if the folder cannot be written.
     """
     data = {"name": images.name, "images": len(images), "fingerprint": images.fingerprint}
-    if step and (starts := run.starts()):
-        with reading(run.starts_file):
-            name, number, fingerprint = (starts[-1]["data"][key] for key in data)
-        if fingerprint != images.fingerprint:
-            raise UserError(
-                f"--out {run.path} was trained on {number} images of {name}, and these "
-                f"{len(images)} are others: bring the former back, or start from its encoder with "
-                f"--init {run.path} and another --out"
-            )
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         for folder in (run.path, run.last_checkpoint.parent):

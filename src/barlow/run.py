@@ -4,6 +4,7 @@ import csv
 import errno
 import io
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from barlow import lock
 from barlow.checkpoint import UNFINISHED, write_text
 from barlow.errors import UserError, reading
 from barlow.settings import Settings
+
+log = logging.getLogger(__name__)
 
 METRICS = [
     "step",
@@ -57,7 +60,9 @@ _FREE = {
     "minutes",
     "save_every",
     "save_minutes",
+    "source",  # another place of the same images, whose fingerprint a resumption compares
     "track",
+    "validation",
     "workers",
 }
 
@@ -136,11 +141,17 @@ class Run:
 
         return load_encoder(self.path)
 
-    def metrics(self) -> list[dict[str, float]]:
-        """The rows of `metrics.csv`; a row has only the columns that were measured at its step."""
+    def metrics(self, *, whole: bool = False) -> list[dict[str, float]]:
+        """The rows of `metrics.csv`; a row has only the columns that were measured at its step.
+
+        Args:
+            whole: pass over what lost power may leave after the last whole row.
+        """
         if not self.metrics_file.exists():
             return []
-        with reading(self.metrics_file), open(self.metrics_file, newline="") as file:
+        with reading(self.metrics_file):
+            content = self.metrics_file.read_bytes()
+            file = io.StringIO((_whole(content) if whole else content).decode(), newline="")
             rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
             for row in rows:
                 if missing := _ALWAYS - row.keys():
@@ -201,9 +212,14 @@ class Run:
         return len(every) - len(known)
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop rows of steps that a resumption will make again."""
-        rows = self.metrics()
-        if not rows or rows[-1]["step"] <= step:
+        """Drop rows of steps that a resumption will make again, and what is no whole row."""
+        if not self.metrics_file.exists():
+            return
+        content = self.metrics_file.read_bytes()
+        rows, broken = self.metrics(whole=True), len(content) - len(_whole(content))
+        if broken:
+            log.warning("%s: %d bytes after its last whole row dropped", self.metrics_file, broken)
+        elif not rows or rows[-1]["step"] <= step:
             return
         text = io.StringIO()
         writer = csv.DictWriter(text, METRICS)
@@ -256,6 +272,12 @@ def _changes(old: Settings, new: Settings) -> list[str]:
     if (new.minutes is None) != (old.minutes is None) or (new.minutes or 0) < (old.minutes or 0):
         changes.append(f"minutes was {old.minutes}, is {new.minutes}; it may only grow")
     return changes
+
+
+def _whole(content: bytes) -> bytes:
+    """Lines up to the last whole one: lost power leaves half a line, or zeros in place of some."""
+    content = content.partition(b"\0")[0]
+    return content[: content.rfind(b"\n") + 1]
 
 
 def _short(value: float) -> str:

@@ -122,8 +122,7 @@ class Tracked(Reporter):
         if state is None:
             return {}
         source = training_images(self._settings).spread(min(256, self._settings.batch_size))
-        images = [source[i] for i in range(len(source))]
-        matrices = start_and_now(self._settings, state, images)
+        matrices = start_and_now(self._settings, state, source)
         names = ("matrix_at_the_start", "matrix_at_the_end")
         return {name: _on_white(heat_map(m)) for name, m in zip(names, matrices, strict=True)}
 
@@ -153,7 +152,7 @@ class Tracked(Reporter):
 
 
 def _last_step(run: Run) -> float:
-    rows = run.metrics()
+    rows = run.metrics(whole=True)
     return rows[-1]["step"] if rows else -1.0
 
 

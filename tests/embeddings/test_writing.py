@@ -1,3 +1,4 @@
+import io
 import os
 import random
 import subprocess
@@ -6,16 +7,19 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import barlow
-from barlow.data import open_source
+from barlow.data import Source, open_source
+from barlow.data.source import Table, hash_of
 from barlow.embeddings import parts, read_embeddings, writing
-from barlow.embeddings.images import thumbnails
+from barlow.embeddings.images import fingerprint_of_images, thumbnails
 from barlow.embeddings.search import search_and_show
-from barlow.embeddings.table import open_table
+from barlow.embeddings.table import Rows, open_table, write_table
 from barlow.embeddings.writing import write_embeddings
 from barlow.errors import UserError
 from barlow.evaluation.features import extract
+from barlow.evaluation.kept import state_of
 from barlow.progress import Reporter
 
 
@@ -116,6 +120,45 @@ def test_images_whose_names_are_no_text_are_written_and_seen(odd_names, write, e
     found = search_and_show(str(encoder_folder), [query], str(file), 1, str(page))
     assert found.lines[0][0].endswith(r"0001\xff.png")
     assert columns["id"][1] in page.read_text()
+
+
+def test_a_fingerprint_is_of_sizes_and_times_in_the_order_of_the_images(photos):
+    images = open_source(str(photos(21)), in_chans=1)
+    states = [state_of(file) for file in images.records]
+    before = fingerprint_of_images(images)
+    assert before == hash_of([images.fingerprint, *states])
+    os.utime(images.records[20], (1, 1))
+    assert fingerprint_of_images(images) != before
+
+
+class Ids(list):
+    asked = 0
+
+    def __getitem__(self, index):
+        self.asked += 1
+        return super().__getitem__(index)
+
+    def __iter__(self):
+        return map(self.__getitem__, range(len(self)))
+
+
+@pytest.mark.parametrize("sort", [list, sorted])
+def test_pictures_of_some_rows_are_found_without_asking_for_every_id(tmp_path, sort):
+    """Every third image could not be read; the file is the source's order, or of the ids'."""
+    pixels = np.arange(200, dtype=np.uint8)[:, None, None] * np.ones((200, 4, 4), np.uint8)
+    ids = Ids(f"{i * 37 % 200:03}" for i in range(200))
+    rows = sort(ids[i] for i in range(200) if i % 3)
+    x = np.zeros((len(rows), 2), np.float32)
+    file, about = tmp_path / "e.parquet", {"features": 2, "dtype": "float32", "labelled": False}
+    with open(file, "wb") as binary:
+        write_table(binary, [Rows(rows, [None] * len(rows), None, x)], about={}, **about)
+    ids.asked = 0
+    found = thumbnails(open_table(file), [0, 50, 51, 52], Source("x", Table(pixels, ids), 1))
+    if sort is list:
+        assert ids.asked < 50
+    for row, picture in found.items():
+        assert Image.open(io.BytesIO(picture)).getpixel((0, 0)) == ids.index(rows[row])
+    assert set(found) == {0, 50, 51, 52}
 
 
 def test_too_many_images_that_cannot_be_read_stop_it(write, photos):

@@ -4,17 +4,28 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from PIL import Image
 
 import barlow
+from barlow.assembly import training_images
+from barlow.checkpoint import load_last, save_last
 from barlow.cli.options import add_options, new_parser, parse
 from barlow.command import command
+from barlow.correlation import first_model, start_and_now
+from barlow.data.decode import Picture
 from barlow.errors import UserError
+from barlow.evaluation.result import Result, Row
 from barlow.report import write_report
 from barlow.report.charts import Series, chart
 from barlow.report.facts import collect
+from barlow.report.pictures import _worst
+from barlow.report.seen import look
+from barlow.report.watch import _Page
 from barlow.run import Run
 from barlow.settings import Settings
+from barlow.share.card import model_card
 
 
 @pytest.fixture
@@ -70,6 +81,84 @@ def test_photos_without_labels_or_held_out_images_have_neighbours_and_a_map(tmp_
     assert text.count("<circle cx") == 11, "every fifth image; no class to colour it by"
     assert "--dot:" not in text.split('class="map"')[1].split("<script")[0]
     assert 'alt="training image"' in text
+
+
+@pytest.fixture
+def photographs(tmp_path, monkeypatch):
+    """An untrained run of 20 JPEGs in two of 102 classes; the larger sides decoded are listed."""
+    folder, sides, decode = tmp_path / "photos" / "train", [], Picture.decode
+    for i in range(100):
+        (folder / f"empty {i:02}").mkdir(parents=True)
+    for i in range(20):
+        pixels = np.random.default_rng(i).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        file = folder / ("cat" if i % 2 else "dog") / f"{i:02}.jpg"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).resize((800, 600)).save(file)
+    settings = {"encoder": "resnet18", "image_size": 32, "projector": [16], "batch_size": 32}
+    settings["encoder_args"] = {"channels": [8, 16, 24, 32]}
+    settings = Settings(str(folder.parent), **settings)
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    run.config_file.write_text(yaml.safe_dump(settings.to_dict()))
+    save_last(run.last_checkpoint, {"model": first_model(settings).state_dict()})
+
+    def heard(picture, reduction=1):
+        pixels = decode(picture, reduction)
+        sides.append(max(pixels.shape))
+        return pixels
+
+    monkeypatch.setattr(Picture, "decode", heard)
+    return run, sides
+
+
+def test_photographs_are_decoded_no_larger_than_they_are_shown(photographs):
+    run, sides = photographs
+    seen = look(run)
+    by_the_encoder, beside_their_views = 2 * 20, len(seen.views)
+    assert sides.count(800) <= by_the_encoder + beside_their_views
+    assert {side for side in sides if side < 800} == {100, 200}
+    assert seen.neighbours[0][0].picture.size == (96, 72)
+    assert seen.mapped[0].picture.size == (40, 30)
+
+
+def test_the_matrix_of_photographs_is_of_crops_as_the_training_decodes_them(photographs):
+    run, sides = photographs
+    state = load_last(run.last_checkpoint)
+    start, now = start_and_now(run.settings(), state, training_images(run.settings()))
+    assert sides == [100] * 20, "once for both matrices"
+    assert torch.equal(start, now)
+    assert start.shape == (16, 16)
+
+
+def test_classes_that_no_image_has_are_left_out(photographs):
+    run, _ = photographs
+    assert len(training_images(run.settings()).classes) == 102
+    seen = look(run)
+    assert seen.classes == ["cat", "dog"]
+    assert seen.confusion.shape == (2, 2)
+    assert seen.confusion.sum() == len(seen.mapped)
+    assert {image.label for image in seen.mapped} == {"cat", "dog"}
+
+
+def test_the_worst_pairs_of_many_classes_are_listed():
+    counts = torch.zeros(30, 30, dtype=torch.int64)
+    counts.fill_diagonal_(9)
+    counts[3, 4], counts[29, 0], counts[5, 6] = 2, 7, 2
+    text = _worst(counts, [f"class {i}" for i in range(30)])
+    found = re.findall(r"class (\d+)</th><td>class (\d+)</td><td>(\d+)", text)
+    assert found == [("29", "0", "7"), ("3", "4", "2"), ("5", "6", "2")]
+
+
+def test_what_macos_leaves_beside_a_result_is_none(tmp_path):
+    run, result = Run(tmp_path), Result("linear", (Row("with pretraining", {"val_top1": 0.9}),))
+    run.config_file.write_text(yaml.safe_dump(Settings("mnist5k").to_dict()))
+    result.save(run.path / "evaluation" / "linear.json")
+    version = _Page(run).version()
+    (run.path / "evaluation" / "._linear.json").write_bytes(b"\0\5\x16\7")
+    assert collect(run).results == [result]
+    assert _Page(run).version() == version
+    encoder = first_model(Settings("mnist5k", "resnet10t", projector=[8])).encoder
+    assert "90.00%" in model_card(encoder, str(run.path), "owner/name", "mit")
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(run, tmp_path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from io import BytesIO
+from itertools import chain
 
 from PIL import Image
 
@@ -10,7 +11,7 @@ from barlow.data.decode import BrokenImage, Raw, decode
 from barlow.data.source import hash_of
 from barlow.embeddings.table import Table
 from barlow.errors import UserError
-from barlow.evaluation.kept import state_of
+from barlow.evaluation.kept import states_of
 
 _SIDE = 160  # pixels of a thumbnail, at most
 _SMALL = 64  # images up to this size are kept as they are
@@ -18,13 +19,7 @@ _SMALL = 64  # images up to this size are kept as they are
 
 def fingerprint_of_images(images: Source) -> str:
     """A hash of what the images are, without reading them: files have a size and a time."""
-
-    def state(row: int) -> str:
-        record = images.records[row]
-        return state_of(record) if isinstance(record, str) else ""
-
-    states = map(state, range(len(images))) if on_disk(images) else ()
-    return hash_of([images.fingerprint, *states])
+    return hash_of([images.fingerprint, *(states_of(images) if on_disk(images) else ())])
 
 
 def on_disk(images: Source) -> bool:
@@ -47,16 +42,23 @@ def thumbnails(table: Table, rows: Iterable[int], images: Source | None = None) 
     columns = table.columns(rows)
     paths = columns.get("path", [None] * len(rows))
     found: dict[int, bytes] = {}
-    elsewhere: dict[str, int] = {}
+    elsewhere: list[tuple[int, str]] = []
     for row, name, path in zip(rows, columns["id"], paths, strict=True):
         if path is None:
-            elsewhere[name] = row
+            elsewhere.append((row, name))
         elif picture := picture_of(path):
             found[row] = picture
     if elsewhere and (images := images or source_of(table)):
-        for i, name in enumerate(images.ids):
-            if name in elsewhere and (picture := picture_of(images.records[i], images.in_chans)):
-                found[elsewhere[name]] = picture
+        ids, at = images.ids, 0
+        for row, name in elsewhere:
+            # The file has the source's order, less what could not be read: from there, then around.
+            start = min(max(at, row), len(ids))
+            for i in chain(range(start, len(ids)), range(start)):
+                if ids[i] == name:
+                    at = i
+                    if picture := picture_of(images.records[i], images.in_chans):
+                        found[row] = picture
+                    break
     return found
 
 

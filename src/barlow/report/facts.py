@@ -81,7 +81,7 @@ def collect(run: Run) -> Facts:
     if not run.config_file.exists():
         raise UserError(f"no run at {run.path}: give the folder that `barlow pretrain` wrote")
     results = sorted(
-        (run.path / "evaluation").glob("*.json"), key=lambda p: p.stat().st_mtime, reverse=True
+        (run.path / "evaluation").glob("[!.]*.json"), key=lambda p: p.stat().st_mtime, reverse=True
     )
     return Facts(
         run.path.resolve().name,

@@ -46,12 +46,12 @@ def confusion(seen: Seen) -> str:
 
 
 def _worst(counts: Tensor, classes: list[str]) -> str:
-    wrong = counts.clone().fill_diagonal_(0).flatten()
+    pairs = counts.nonzero()  # (P, 2), few of all that there could be
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    order = counts[pairs[:, 0], pairs[:, 1]].argsort(descending=True, stable=True)
     lines = [["true class", "taken for", "images"]]
-    for i in wrong.argsort(descending=True, stable=True)[:_PAIRS].tolist():
-        if wrong[i]:
-            a, b = divmod(i, len(classes))
-            lines.append([classes[a], classes[b], str(int(wrong[i]))])
+    for a, b in pairs[order[:_PAIRS]].tolist():
+        lines.append([classes[a], classes[b], str(int(counts[a, b]))])
     return table(lines, "The classes most often confused")
 
 
@@ -151,7 +151,8 @@ def map_of(seen: Seen) -> str:
     if not seen.map:
         return ""
     xs, ys = zip(*seen.map, strict=True)
-    present = [name for name in seen.classes if any(s.label == name for s in seen.mapped)]
+    mapped = {s.label for s in seen.mapped}
+    present = [name for name in seen.classes if name in mapped]
     colour = {name: _hue(i, len(present)) for i, name in enumerate(present)}
     points = []
     for (x, y), image in zip(seen.map, seen.mapped, strict=True):

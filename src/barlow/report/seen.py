@@ -13,6 +13,7 @@ from barlow.checkpoint import load_last
 from barlow.correlation import first_model, start_and_now
 from barlow.data import Preprocess, Source
 from barlow.data.source import spread
+from barlow.data.streaming import reduction_for
 from barlow.errors import UserError
 from barlow.evaluation.features import extract
 from barlow.evaluation.knn import knn_scores, nearest
@@ -28,6 +29,7 @@ _VIEWED = 6
 _LARGE, _SMALL = 96, 40  # pixels of a picture, of a thumbnail
 _BATCH = 256  # images for the matrix, at most
 _FEWEST = 10  # images that a map needs
+_STREAM = 108
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Seen:
         neighbours: an image, and the most similar training images with their similarity.
         map: `(N, 2)`, places in a plane.
         mapped: the images at those places, with thumbnails.
-        classes: names of the classes; empty without labels.
+        classes: names of the classes of these images; empty without labels.
         confusion: `(classes, classes)`, true class by k-NN's.
         knn: accuracy of k-NN untrained and trained; None without labels.
     """
@@ -108,13 +110,14 @@ def look(run: Run) -> Seen:
 
     knn: tuple[float, float] | None = None
     confusion: Tensor | None = None
-    classes = list(dict.fromkeys([*_classes(bank), *_classes(queries)]))
+    numbered = sorted({*_classes(bank).items(), *_classes(queries).items()})
+    classes = list(dict.fromkeys(name for _, name in numbered))
     of_bank, of_queries = _labels(bank, classes), _labels(queries, classes)
     known, asked = of_bank >= 0, of_queries >= 0
     if bool(known.any()) and bool(asked.any()):
-        truth, targets = of_queries[asked], F.one_hot(of_bank[known], len(classes)).float()
-        before = _knn(untrained[0][known], untrained[1][asked], targets)
-        after = _knn(x[known], y[asked], targets)
+        truth, targets = of_queries[asked], of_bank[known]
+        before = _knn(untrained[0][known], untrained[1][asked], targets, len(classes))
+        after = _knn(x[known], y[asked], targets, len(classes))
         knn = (float((before == truth).float().mean()), float((after == truth).float().mean()))
         pairs = torch.bincount(truth * len(classes) + after, minlength=len(classes) ** 2)
         confusion = pairs.view(len(classes), len(classes))
@@ -122,7 +125,7 @@ def look(run: Run) -> Seen:
     def shown(images: Source, row: int, side: int) -> Shown:
         label = int((of_bank if images is bank else of_queries)[row])
         name = classes[label] if label >= 0 else None
-        return Shown(picture(images[row], side), images.ids[row], name)
+        return Shown(_small(images, row, side), images.ids[row], name)
 
     similarity, rows = nearest(y, x, min(_COLUMNS, len(x)))
     neighbours = [
@@ -137,20 +140,14 @@ def look(run: Run) -> Seen:
     ]
     sample = queries if are_held_out else bank
     sample = sample.part(spread(len(sample), min(_BATCH, settings.batch_size)))
-    viewed = bank.part(spread(len(bank), _VIEWED))
-    two_views = build_views(settings, preprocess)
-    drawn = with_views(_pixels(viewed), two_views, address.key(settings.seed))
     return Seen(
         parameters=sum(p.numel() for p in model.encoder.parameters()),
         width=x.shape[1],
         features=settings.projector[-1],
         bank=len(x),
         held_out=are_held_out,
-        views=[
-            (name, picture(image, _LARGE), picture(view1, _LARGE), picture(view2, _LARGE))
-            for name, (image, view1, view2) in zip(viewed.ids, drawn, strict=True)
-        ],
-        matrices=start_and_now(settings, state, _pixels(sample)),
+        views=_views(bank.part(spread(len(bank), _VIEWED)), settings, preprocess),
+        matrices=start_and_now(settings, state, sample),
         matrix_images=len(sample),
         spectra=(spectrum(untrained[1]).tolist(), spectrum(y).tolist()),
         rankmes=(rankme(untrained[1]), rankme(y)),
@@ -176,27 +173,44 @@ def _images(settings: Settings) -> tuple[Source, Source, bool]:
     return bank.part(sorted({*range(len(bank))} - {*asked})), bank.part(asked), False
 
 
-def _pixels(source: Source) -> list[Tensor]:
-    return [source[i] for i in range(len(source))]
+def _views(
+    images: Source, settings: Settings, preprocess: Preprocess
+) -> list[tuple[str, Image, Image, Image]]:
+    """Names, images and their two views; one image at a time, as they may be large."""
+    two_views, drawn = build_views(settings, preprocess), []
+    for row in range(len(images)):
+        key = address.key(settings.seed, _STREAM, row)
+        ((image, *views),) = with_views([images[row]], two_views, key)
+        one, two = (picture(view, _LARGE) for view in views)
+        drawn.append((images.ids[row], picture(image, _LARGE), one, two))
+    return drawn
 
 
-def _classes(source: Source) -> list[str]:
-    if source.labels is None:
-        return []
-    return list(source.classes or [str(i) for i in range(int(source.labels.max()) + 1)])
+def _small(images: Source, row: int, side: int) -> Image:
+    """An image that fits a square of `side`; a JPEG is decoded no larger than that needs."""
+    opened = images.open(row)
+    whole = torch.tensor([[0, 0, *opened.size]])
+    return picture(opened.decode(reduction_for(whole, side) if opened.reducible else 1), side)
+
+
+def _classes(source: Source) -> dict[int, str]:
+    """The classes that its images have, by number."""
+    numbers = [] if source.labels is None else torch.unique(source.labels).tolist()
+    return {n: source.classes[n] if source.classes else str(n) for n in numbers if n >= 0}
 
 
 def _labels(source: Source, classes: list[str]) -> Tensor:
     """The labels, numbered as `classes` are, -1 where unknown: `(N,)`."""
     if source.labels is None:
         return torch.full((len(source),), -1)
-    number = torch.tensor([classes.index(name) for name in _classes(source)])
-    return torch.where(source.labels >= 0, number[source.labels], -1)
+    place, names = {name: i for i, name in enumerate(classes)}, _classes(source)
+    numbers, at = torch.unique(source.labels, return_inverse=True)
+    return torch.tensor([place[names[n]] if n >= 0 else -1 for n in numbers.tolist()])[at]
 
 
-def _knn(bank: Tensor, queries: Tensor, targets: Tensor) -> Tensor:
+def _knn(bank: Tensor, queries: Tensor, targets: Tensor, classes: int) -> Tensor:
     """The class that the nearest neighbours vote for, `(Q,)`."""
-    scores = knn_scores(queries, bank, targets, (_K,), (_TEMPERATURE,))
+    scores = knn_scores(queries, bank, targets, (_K,), (_TEMPERATURE,), classes)
     return scores[_K, _TEMPERATURE].argmax(1)
 
 

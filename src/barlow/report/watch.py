@@ -61,7 +61,7 @@ class _Page:
     def version(self) -> str:
         """Another text whenever the page is another; as an ETag."""
         files = [self._run.metrics_file, self._run.log_file, self._run.skipped_file]
-        evaluated = sorted((self._run.path / "evaluation").glob("*.json"))
+        evaluated = sorted((self._run.path / "evaluation").glob("[!.]*.json"))
         times = [_time(file) for file in [*files, *evaluated]]
         return '"' + "-".join(f"{time:.3f}" for time in [*times, self._looked_at]) + '"'
 

@@ -148,7 +148,7 @@ def _training(run: Run, settings: Settings) -> str:
 
 
 def _results(run: Run) -> str:
-    files = sorted((run.path / "evaluation").glob("*.json"))
+    files = sorted((run.path / "evaluation").glob("[!.]*.json"))
     if not files:
         return "## Results\nNot evaluated yet.\n"
     return "## Results\n" + "\n".join(_result(Result.load(file)) for file in files)
