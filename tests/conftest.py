@@ -1,8 +1,10 @@
 """What several tests share."""
 
+import multiprocessing
 import os
 import signal
 import socket
+from multiprocessing import forkserver
 
 # What runs in the background of a shell without job control ignores Ctrl-C, and so would its
 # children.
@@ -28,8 +30,15 @@ def _rank(rank, world_size, port, function, args, results):
         dist.destroy_process_group()
 
 
+@pytest.fixture(scope="session")
+def imported():
+    """Processes of the method "forkserver" start with what takes seconds to import."""
+    multiprocessing.set_forkserver_preload(["barlow.loss", "pytest", "timm"])
+    forkserver.ensure_running()
+
+
 @pytest.fixture
-def on_ranks():
+def on_ranks(imported):
     """`on_ranks(n, function, *args)`: what `function(rank, n, *args)` returns on n gloo ranks."""
 
     def run(world_size, function, *args):
@@ -38,7 +47,8 @@ def on_ranks():
             port = free.getsockname()[1]
         with mp.Manager() as manager:
             results = manager.dict()
-            mp.spawn(_rank, (world_size, port, function, args, results), world_size)
+            given = (world_size, port, function, args, results)
+            mp.start_processes(_rank, given, world_size, start_method="forkserver")
             return [results[r] for r in range(world_size)]
 
     return run

@@ -182,8 +182,8 @@ def _rank(rank: int, ranks: int, port: int) -> None:
     dist.destroy_process_group()
 
 
-def test_two_ranks_that_accumulate_equal_the_whole_batch(free_port):
-    mp.spawn(_rank, (2, free_port), nprocs=2)
+def test_two_ranks_that_accumulate_equal_the_whole_batch(free_port, imported):
+    mp.start_processes(_rank, (2, free_port), nprocs=2, start_method="forkserver")
 
 
 @pytest.fixture

@@ -186,10 +186,11 @@ def free_port() -> int:
 EVERY = [name for name in list(globals()) if name.startswith("claim_")]
 
 
-# All claims in one start: most of the time is spent in importing torch.
-def test_two_ranks_equal_one(free_port):
-    mp.spawn(claims, (2, free_port, EVERY), nprocs=2)
+# All claims in one start of the processes.
+def test_two_ranks_equal_one(free_port, imported):
+    mp.start_processes(claims, (2, free_port, EVERY), nprocs=2, start_method="forkserver")
 
 
-def test_four_ranks_equal_one(free_port):
-    mp.spawn(claims, (4, free_port, [n for n in EVERY if n != "claim_compiled"]), nprocs=4)
+def test_four_ranks_equal_one(free_port, imported):
+    names = [name for name in EVERY if name != "claim_compiled"]
+    mp.start_processes(claims, (4, free_port, names), nprocs=4, start_method="forkserver")

@@ -20,8 +20,10 @@ from barlow.cli import main
 from barlow.run import Run
 
 SETTINGS = {
-    "encoder": "dla34",
-    "encoder_args": {"levels": [0, 0, 1, 1, 1, 1], "channels": [4, 4, 8, 8, 8, 16]},
+    "encoder": "resnet18",
+    # Several ranks meet at every batch norm, of each view, forward and back: here are few.
+    "encoder_args": {"layers": [1, 1, 0, 0], "channels": [8, 16, 16, 16]},
+    "stem": "standard",
     "projector": [16, 16],
     "image_size": 32,
     "channels": 1,
@@ -117,7 +119,7 @@ def test_two_machines_meet_again_though_one_has_restarted_more_often(tmp_path):
     that it counts no restart where the other counts one."""
     torchrun = [*TORCHRUN, "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3"]
     torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}"]
-    task = arguments(tmp_path, "run", save_minutes=0.0, epochs=40)
+    task = arguments(tmp_path, "run", save_minutes=0.0, epochs=20)
 
     def machine(host: bool) -> subprocess.Popen:
         told = ["--rdzv-conf", f"is_host={int(host)},join_timeout=120,keep_alive_interval=1"]
@@ -133,7 +135,7 @@ def test_two_machines_meet_again_though_one_has_restarted_more_often(tmp_path):
     outputs = [process.communicate(timeout=300)[0] for process in (stays, comes)]
     assert (stays.returncode, comes.returncode) == (0, 0), outputs
     assert "resuming" in "".join(outputs)
-    assert run.metrics()[-1]["step"] == 160
+    assert run.metrics()[-1]["step"] == 80
 
 
 @pytest.mark.parametrize("devices", [1, 2])

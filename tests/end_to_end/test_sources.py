@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -295,50 +296,50 @@ def hub(tmp_path: Path) -> Iterator[dict[str, str]]:
     server.server_close()
 
 
-def command(arguments: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "barlow", *arguments]
-    return subprocess.run(line, env=env, capture_output=True, text=True, timeout=120)
-
-
-def test_a_hub_data_set_is_looked_at_and_trained_on(tmp_path: Path, hub: dict[str, str]) -> None:
-    done = command(pretrain("hf://someone/things", tmp_path / "run"), hub)
-    assert done.returncode == 0, done.stderr
-    picture = ["views", "hf://someone/things:test", "--out", str(tmp_path / "v.png"), *SMALL]
-    done = command(picture, hub)
-    assert done.returncode == 0, done.stderr
-
-
+# Several command lines in one process: most of a start is importing torch.
+LINES = """
+import json, sys
+from barlow.cli import main
+print(json.dumps([main(line) for line in json.loads(sys.argv[1])]))
+"""
 # A disk that is full, but for what the test writes.
 NO_SPACE = """
-import sys
 import barlow.data.hub
-from barlow.cli import main
 barlow.data.hub._free_bytes = lambda folder: 0
-sys.exit(main(sys.argv[1:]))
 """
+
+
+def commands(lines: list[list[str]], env: dict[str, str], before: str = "") -> tuple[Any, str]:
+    """The status of each command, and what all of them said on stderr."""
+    done = subprocess.run(
+        [sys.executable, "-c", before + LINES, json.dumps(lines)],
+        **{"env": env, "capture_output": True, "text": True, "timeout": 240},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+def test_a_hub_data_set_is_trained_on_and_one_that_is_not_there_is_the_users_mistake(
+    tmp_path: Path, hub: dict[str, str]
+) -> None:
+    out = ["--out", str(tmp_path / "v.png"), *SMALL]
+    lines = [pretrain("hf://someone/things", tmp_path / "run")]
+    lines += [["views", name, *out] for name in ("hf://someone/things:test", "hf://someone/else")]
+    statuses, told = commands(lines, hub)
+    assert statuses == [0, 0, 2], told
+    assert "cannot open hf://someone/else" in told
+    assert "Traceback" not in told
 
 
 def test_a_hub_data_set_larger_than_the_disk_is_read_where_it_is(
     tmp_path: Path, hub: dict[str, str]
 ) -> None:
-    streamed = [sys.executable, "-c", NO_SPACE]
     train = pretrain("hf://someone/things", tmp_path / "run", "--workers", "2")
     picture = ["views", "hf://someone/things:test", "--out", str(tmp_path / "v.png"), *SMALL]
-    for arguments in (train, picture):
-        done = subprocess.run([*streamed, *arguments], env=hub, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    statuses, told = commands([train, picture], hub, NO_SPACE)
+    assert statuses == [0, 0], told
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
     assert not [path for path in Hub.downloaded if path.endswith(".parquet")]
-
-
-def test_a_hub_data_set_that_is_not_there_is_the_users_mistake(
-    tmp_path: Path, hub: dict[str, str]
-) -> None:
-    picture = ["views", "hf://someone/else", "--out", str(tmp_path / "v.png")]
-    done = command(picture, hub)
-    assert done.returncode == 2
-    assert "cannot open hf://someone/else" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("source", ["cifar1O", "/no/such/folder", "mnist5k::dev"])
