@@ -1,6 +1,8 @@
 """Every kind of image becomes the pixels a person would see, or says why it cannot."""
 
+import errno
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -12,6 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from barlow.data.decode import BrokenImage, Picture, decode
+from barlow.errors import UserError
 
 HEIGHT, WIDTH = 20, 24
 
@@ -209,6 +212,47 @@ def numpy_file(array: np.ndarray) -> bytes:
 def test_what_cannot_be_read_says_why(raw: bytes | str, reason: str) -> None:
     with pytest.raises(BrokenImage, match=reason):
         decode(raw)
+
+
+@pytest.fixture
+def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A good image whose first so many reads fail."""
+    monkeypatch.setattr("barlow.data.decode._WAITS", (0, 0))
+
+    def make(code: int, times: int, ending: str = "png") -> str:
+        content = (
+            numpy_file(picture()) if ending == "npy" else encoded(Image.fromarray(picture()), "PNG")
+        )
+        path = tmp_path / f"1.{ending}"
+        path.write_bytes(content)
+        errors = [OSError(code, os.strerror(code), str(path))] * times
+
+        def read(*args: object) -> io.BufferedReader:
+            if errors:
+                raise errors.pop()
+            return open(*args)
+
+        monkeypatch.setattr("barlow.data.decode.open", read, raising=False)
+        return str(path)
+
+    return make
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.EIO])
+@pytest.mark.parametrize("ending", ["png", "npy"])
+def test_a_disk_that_is_away_for_a_while_breaks_no_image(failing, code: int, ending: str) -> None:
+    assert torch.equal(decode(failing(code, 2, ending)), expected())
+
+
+def test_a_disk_that_stays_away_is_told_and_breaks_no_image(failing) -> None:
+    with pytest.raises(UserError, match=r"1\.png \(Stale file handle\), tried 3 times.*goes on"):
+        decode(failing(errno.ESTALE, 3))
+
+
+@pytest.mark.parametrize(("code", "times"), [(errno.EIO, 3), (errno.EACCES, 1)])
+def test_a_file_that_alone_cannot_be_read_is_broken(failing, code: int, times: int) -> None:
+    with pytest.raises(BrokenImage, match=os.strerror(code)):
+        decode(failing(code, times))
 
 
 def test_a_png_is_opened_without_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,13 @@
 """A folder as it is on a disk: with links, and with names in any bytes."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from barlow.data import open_held_out, open_source
+from barlow.data.folder import walk
 from barlow.errors import UserError
 
 from .conftest import write_folder
@@ -126,6 +128,61 @@ def test_what_stands_beside_splits_is_named(
     root = write_folder(tmp_path / "photos", [*splits, "more/3.png"])
     assert "more/3.png" not in open_source(str(root)).ids
     assert "left out: more" in caplog.text
+
+
+def test_images_beside_a_lone_test_folder_are_trained_on_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_folder(tmp_path / "photos", ["1.png", "2.png", "test/3.png"])
+    for split in ("train", None):
+        assert list(open_source(str(root), split).ids) == ["1.png", "2.png", "test/3.png"]
+    assert "test is taken for a class, not for a split, beside 1.png, 2.png" in caplog.text
+
+
+def test_an_image_beside_a_split_for_training_is_named_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_folder(tmp_path / "photos", ["preview.png", "train/1.png"])
+    assert list(open_source(str(root), "train").ids) == ["train/1.png"]
+    assert "left out: preview.png" in caplog.text
+
+
+@pytest.mark.parametrize("beside", ["cat/1.png", "1.png"])
+@pytest.mark.parametrize("metadata", [False, True])
+def test_test_images_are_not_trained_on_for_want_of_others(
+    tmp_path: Path, beside: str, metadata: bool
+) -> None:
+    root = write_folder(tmp_path / "photos", [beside, "test/cat/2.png"])
+    if metadata:
+        (root / "test" / "metadata.csv").write_text("file_name\ncat/2.png\n")
+    for split in ("train", None):
+        with pytest.raises(UserError, match=r"nothing for training: move them into .*photos/train"):
+            open_source(str(root), split)
+    for source, split in ((f"{root}::test", "train"), (str(root), "test")):
+        assert list(open_source(source, split).ids) == ["test/cat/2.png"]
+
+
+def test_linked_folders_are_walked_in_linear_time(tmp_path: Path) -> None:
+    calls = []
+    for number in (100, 200):
+        root = tmp_path / str(number)
+        for i in range(number):
+            (root / "store" / f"{i}").mkdir(parents=True)
+            (root / "links").mkdir(exist_ok=True)
+            (root / "links" / f"{i}").symlink_to(root / "store" / f"{i}", target_is_directory=True)
+        count = 0
+
+        def profile(*_: object) -> None:
+            nonlocal count
+            count += 1
+
+        sys.setprofile(profile)
+        try:
+            assert list(walk(root / "links")) == []
+        finally:
+            sys.setprofile(None)
+        calls.append(count)
+    assert calls[1] < 2.2 * calls[0]
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

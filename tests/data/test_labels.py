@@ -145,6 +145,14 @@ def test_whole_numbers_with_gaps_are_the_classes_of_those_without(
     assert source.labels.tolist() == [1, -1, 0]
 
 
+def test_spaces_around_a_label_are_no_part_of_it(tmp_path: Path) -> None:
+    source = listed(tmp_path, ["cat ", "cat", " dog"])
+    assert source.classes == ["cat", "dog"]
+    assert source.labels.tolist() == [0, 0, 1]
+    (tmp_path / "list.txt").write_text("00.png\tcat\n01.png\t cat\n")
+    assert open_source(str(tmp_path / "list.txt")).classes == ["cat"]
+
+
 def test_numbers_keep_their_zeros(tmp_path: Path) -> None:
     source = listed(tmp_path, ["10", "007", "7", "001"])
     assert source.classes == ["001", "007", "7", "10"]

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from barlow.data import open_held_out, open_source
+from barlow.data.folder import Paths
 from barlow.errors import UserError
 
 Make = Callable[..., Path]
@@ -54,6 +55,14 @@ def test_the_first_images_of_a_limit_are_the_first_of_the_source() -> None:
     assert all(torch.equal(few[i], all_[i]) for i in range(25))
     with pytest.raises(IndexError):
         few[25]
+
+
+def test_the_ids_of_a_limit_are_cut_once(folder: Make) -> None:
+    root = str(folder(["1.png", "2.png", "3.png"]))
+    few = open_source(root, limit=2)
+    assert list(few.ids) == ["1.png", "2.png"]
+    assert few.ids is few.ids
+    assert isinstance(open_source(root, limit=3).ids, Paths)
 
 
 def test_a_folder_of_any_depth_is_read_in_order_of_names(folder: Make) -> None:
@@ -219,6 +228,25 @@ def test_a_split_may_be_called_by_a_number(folder: Make) -> None:
     rows = [{"file_name": "1.png", "split": 1}, {"file_name": "2.png", "split": 2}]
     (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert list(open_source(f"{root}::2").ids) == ["2.png"]
+
+
+def test_rows_without_a_split_are_for_training(
+    folder: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = folder(["1.png", "2.png", "3.png"])
+    metadata = root / "metadata.csv"
+    metadata.write_text("file_name,split\n1.png,\n2.png,test \n3.png,\n")
+    assert list(open_source(str(root), "train").ids) == ["1.png", "3.png"]
+    assert list(open_held_out(str(root)).ids) == ["2.png"]
+    assert list(open_source(str(root)).ids) == ["1.png", "2.png", "3.png"]
+    assert not caplog.text
+    metadata.write_text("file_name,split\n1.png,\n2.png,train \n3.png,train\n")
+    assert list(open_source(str(root), "train").ids) == ["2.png", "3.png"]
+    assert "its splits are train; left out: 1.png" in caplog.text
+    metadata.unlink()
+    rows = [{"file_name": "1.png", "split": 0}, {"file_name": "2.png", "split": 1}]
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert list(open_source(f"{root}::0").ids) == ["1.png"]
 
 
 def test_metadata_may_stand_in_every_split(folder: Make) -> None:

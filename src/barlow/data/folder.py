@@ -4,6 +4,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from barlow.data.decode import EXTENSIONS, UNREAD
 from barlow.data.source import Table, hash_of
-from barlow.data.splits import NAMES, Choose, role_of
+from barlow.data.splits import NAMES, Choose, is_held_out
 from barlow.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -64,8 +65,10 @@ def printable(name: str) -> str:
 
 def open_folder(path: Path, choose: Choose) -> Table:
     """All images below a folder, in the order of their names."""
-    splits = _splits(path)
-    chosen = choose(splits)
+    splits, others = _splits(path)
+    chosen = choose(splits, some_of(others) if all(map(is_held_out, splits)) else "")
+    if others:
+        log.warning("%s: its splits are %s; left out: %s", path, some_of(splits), some_of(others))
     roots = chosen or [""]
     found, other = [], Counter[str]()
     for root in roots:
@@ -88,48 +91,79 @@ def open_folder(path: Path, choose: Choose) -> Table:
     return Table(names.under(str(path)), names, labels, classes, names.digest())
 
 
-def _splits(path: Path) -> list[str]:
-    """The folders that are splits; among classes, a folder called `train` is one of them."""
+def _splits(path: Path) -> tuple[list[str], list[str]]:
+    """The folders that are splits, and what images stand beside them.
+
+    Among classes, a folder called `train` is one of them.
+    """
     folders = _folders(path)
     splits = [name for name in folders if name.lower() in NAMES]
     if not splits:
-        return []
-    others = [
-        name
-        for name in folders
-        if name not in splits and any(is_image for _, is_image in walk(path / name, name))
-    ]
-    lonely = len(splits) == 1 or all(role_of(name) != "train" for name in splits)
-    if others and lonely and not any(_folders(path / name) for name in splits):
+        return [], []
+    others = images_beside(path, splits)
+    held_out = all(map(is_held_out, splits))
+    classes = others if held_out else [name for name in others if name in folders]
+    lonely = len(splits) == 1 or held_out
+    if classes and lonely and not any(_folders(path / name) for name in splits):
         log.warning(
             "%s: %s is taken for a class, not for a split, beside %s",
-            *(path, some_of(splits), some_of(others)),
+            *(path, some_of(splits), some_of(classes)),
         )
-        return []
-    if others:
-        log.warning("%s: its splits are %s; left out: %s", path, some_of(splits), some_of(others))
-    return splits
+        return [], []
+    return splits, others
+
+
+def images_beside(path: Path, splits: Sequence[str]) -> list[str]:
+    """The folders with images, and then the images, that stand beside some folders."""
+    found = [
+        name
+        for name in _folders(path)
+        if name not in splits and any(is_image for _, is_image in walk(path / name, name))
+    ]
+    return found + sorted(
+        entry.name for entry in entries_of(path) if _is_image(entry.name) and not _is_folder(entry)
+    )
+
+
+def or_training(splits: Sequence[str], names: Iterable[str], source: object) -> list[str]:
+    """The split of each of some files or rows, "" for what has none.
+
+    What has none is for training if all others are held out, and else named in a warning.
+    """
+    found = sorted(set(splits) - {""})
+    if found and all(map(is_held_out, found)):
+        return [split or "train" for split in splits]
+    if found and "" in splits:
+        unmarked = some_of(compress(names, (not split for split in splits)))
+        log.warning("%s: its splits are %s; left out: %s", source, some_of(found), unmarked)
+    return list(splits)
+
+
+def files_below(folder: Path, ending: str) -> list[Path]:
+    """The files of an ending, in order; as in a folder of images, hidden ones are left out."""
+    return sorted(folder / name for name, _ in walk(folder) if name.endswith(ending))
 
 
 def walk(folder: Path, prefix: str = "") -> Iterator[tuple[str, bool]]:
     """Names relative to the source, and whether each is an image; hidden ones are left out."""
     pending = [(str(folder), prefix)]
-    walked = [os.path.realpath(folder)]  # and where links lead: what is below comes once
+    top = os.path.realpath(folder)
+    walked = {top}  # and where links lead: what is below comes once
     while pending:
         folder_path, prefix = pending.pop()
         for entry in entries_of(folder_path):
             name = f"{prefix}/{entry.name}" if prefix else entry.name
             if not _is_folder(entry):
-                yield name, os.path.splitext(entry.name)[1].lower() in EXTENSIONS
+                yield name, _is_image(entry.name)
                 continue
             if entry.is_symlink():
                 real = os.path.realpath(entry.path)
-                around = (walked[0], os.path.realpath(folder_path))
-                if any(_is_below(place, real) for place in around) or any(
-                    _is_walked(real, place) for place in walked
-                ):
+                around = (top, os.path.realpath(folder_path))
+                if any(Path(place).is_relative_to(real) for place in around):
                     continue
-                walked.append(real)
+                if _is_walked(real, walked):
+                    continue
+                walked.add(real)
             pending.append((entry.path, name))
 
 
@@ -147,15 +181,18 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
-def _is_below(place: str, top: str) -> bool:
-    return Path(place).is_relative_to(top)
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def _is_walked(place: str, top: str) -> bool:
-    """Whether a walk from `top` comes to `place`, which may be hidden."""
-    if not _is_below(place, top):
-        return False
-    return not any(part.startswith(".") for part in Path(place).relative_to(top).parts)
+def _is_walked(place: str, tops: set[str]) -> bool:
+    """Whether a walk from one of `tops`, which may be hidden, comes to `place`."""
+    while place not in tops:
+        above, name = os.path.split(place)
+        if name.startswith(".") or above == place:
+            return False
+        place = above
+    return True
 
 
 def _labels(

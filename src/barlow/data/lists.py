@@ -11,9 +11,9 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from barlow.data.folder import Paths
+from barlow.data.folder import Paths, images_beside, or_training, some_of
 from barlow.data.source import Table, hash_of
-from barlow.data.splits import NAMES, Choose
+from barlow.data.splits import NAMES, Choose, is_held_out
 from barlow.errors import UserError
 
 METADATA = ("metadata.csv", "metadata.jsonl")
@@ -34,7 +34,7 @@ def open_text(path: Path, choose: Choose) -> Table:
             f"{path} lists {len(names)} images, but neither {path.parent / names[0]} nor any of "
             "the next exists: paths are relative to the list"
         )
-    return _table(path.parent, names, [label for _, _, label in rows])
+    return _table(path.parent, names, [label.strip() for _, _, label in rows])
 
 
 def metadata_files(path: Path) -> dict[str, Path]:
@@ -52,12 +52,14 @@ def open_metadata(path: Path, choose: Choose) -> Table:
     found = metadata_files(path)
     if "" in found:
         rows = _rows(found[""])
-        splits = sorted({str(row["split"]) for row in rows if row.get("split")})
-        chosen = choose(splits)
+        marked = [text_of(row.get("split")) for row in rows]
+        splits = or_training(marked, (_name(row, found[""]) for row in rows), path)
+        chosen = choose(sorted(set(splits) - {""}))
         if chosen:
-            rows = [row for row in rows if str(row.get("split")) in chosen]
+            rows = [row for row, split in zip(rows, splits, strict=True) if split in chosen]
         return _from_rows(path, rows, found[""])
-    chosen = choose(list(found))
+    beside = images_beside(path, list(found)) if all(map(is_held_out, found)) else []
+    chosen = choose(list(found), some_of(beside))
     rows = [
         {**row, _column(row, FILE_COLUMNS, found[split]): f"{split}/{_name(row, found[split])}"}
         for split in chosen
@@ -131,17 +133,18 @@ def _table(root: Path, names: list[str], labels: list[str]) -> Table:
 
 
 def text_of(value: Any) -> str:
-    """A label as text; "" for one that is not known: null, or NaN as pandas writes it.
+    """A label or split as text; "" for one that is not known: null, or NaN as pandas writes it.
 
     A column of whole numbers with gaps is one of floats: its 3.0 is the 3 of a column without.
+    Spaces around a name are no part of it.
 
     Example:
-        >>> text_of(3.0), text_of(0.5), text_of("3.0"), text_of(None)
-        ('3', '0.5', '3.0', '')
+        >>> text_of(3.0), text_of(0.5), text_of("3.0"), text_of(None), text_of("cat ")
+        ('3', '0.5', '3.0', '', 'cat')
     """
     if value is None or value != value:
         return ""
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
 def numbered(labels: list[str]) -> tuple[np.ndarray[Any, Any] | None, list[str] | None]:

@@ -5,19 +5,21 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from barlow.data.decode import EXTENSIONS, Raw
-from barlow.data.folder import Paths
+from barlow.data.decode import EXTENSIONS, Raw, read_bytes
+from barlow.data.folder import Paths, files_below, or_training
 from barlow.data.lists import numbered, text_of
 from barlow.data.source import Table, hash_of
 from barlow.data.splits import NAMES, Choose
 from barlow.errors import UserError
 
 _LABELS = (".cls", ".json")
+_AT_ONCE = 8  # shards whose headers are read together: it is the disk that is waited for
 
 
 class Members:
@@ -34,29 +36,33 @@ class Members:
     def __getitem__(self, index: int) -> Raw:
         """The bytes of one file."""
         shard, offset, size = (int(value) for value in self._places[index])
-        with open(self._shards[shard], "rb") as file:
-            file.seek(offset)
-            return file.read(size)
+        file = self._shards[shard]
+        try:
+            return read_bytes(file, offset, size)
+        except OSError as error:
+            raise UserError(
+                f"cannot read {file} ({error.strerror}): once it can be read, "
+                "the same command goes on"
+            ) from None
 
 
 def open_shards(path: Path, choose: Choose) -> Table:
     """A tar file, or a folder of them; a sample's label is in its .cls, or its .json's "label"."""
-    files = sorted(path.rglob("*.tar")) if path.is_dir() else [path]
-    splits: dict[str, list[Path]] = {}
-    for file in files:
-        if split := _split_of(file, path):
-            splits.setdefault(split, []).append(file)
-    if chosen := choose(list(splits)):
-        files = [file for split in chosen for file in splits[split]]
+    files = files_below(path, ".tar") if path.is_dir() else [path]
+    splits = or_training([_split_of(file, path) for file in files], map(str, files), path)
+    if chosen := choose([split for split in dict.fromkeys(splits) if split]):
+        files = [f for split in chosen for f, of in zip(files, splits, strict=True) if of == split]
     names: list[str] = []
     labels: list[str] = []
     places: list[tuple[int, int, int]] = []
-    for number, file in enumerate(files):
-        shard = file.relative_to(path).as_posix() if path.is_dir() else file.name
-        for name, offset, size, label in _images(file):
-            names.append(f"{shard}/{name}")
-            places.append((number, offset, size))
-            labels.append(label)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for number, images in enumerate(pool.map(lambda file: list(_images(file)), files)):
+            file = files[number]
+            shard = file.relative_to(path).as_posix() if path.is_dir() else file.name
+            for name, offset, size, label in images:
+                names.append(f"{shard}/{name}")
+                places.append((number, offset, size))
+                labels.append(label)
     if not names:
         raise UserError(f"no images in the {len(files)} tar files of {path}")
     ids = Paths(names)
@@ -89,6 +95,8 @@ def _images(file: Path) -> Iterator[tuple[str, int, int, str]]:
     except tarfile.TarError as error:
         packed = " (compressed shards cannot be read in place: unpack them)"
         raise UserError(f"cannot read {file} as a tar file: {error}{packed}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from None
     yield from ((*image, label) for image in images)
 
 
@@ -102,8 +110,8 @@ def _label(suffix: str, content: bytes) -> str:
     return text_of(value.get("label")) if isinstance(value, dict) else ""
 
 
-def _split_of(file: Path, root: Path) -> str | None:
-    """The split in `train-0000.tar`, `imagenet-train-000.tar` or `train/0000.tar`."""
+def _split_of(file: Path, root: Path) -> str:
+    """The split in `train-0000.tar`, `imagenet-train-000.tar` or `train/0000.tar`; "" if none."""
     words = re.split(r"[-_.]", file.name)
     folders = file.relative_to(root).parts[:-1] if root.is_dir() else ()
-    return next((word for word in [*words, *folders] if word.lower() in NAMES), None)
+    return next((word for word in [*words, *folders] if word.lower() in NAMES), "")

@@ -69,7 +69,8 @@ class Source:
         self.skipped: list[tuple[str, str]] = []  # (id, reason)
         self._broken: set[int] = set()
         self._len = len(table.records) if limit is None else min(limit, len(table.records))
-        self._ids = table.ids
+        whole = len(table.ids) == self._len
+        self._ids = table.ids if whole else table.ids[: self._len]
         labels = table.labels
         self.labels = None if labels is None else torch.as_tensor(labels[: self._len]).long()
         self._blocks, self._blocks_together = table.blocks, table.blocks_together
@@ -82,7 +83,7 @@ class Source:
     @property
     def ids(self) -> Sequence[str]:
         """A path or row id for every image."""
-        return self._ids if len(self._ids) == self._len else self._ids[: self._len]
+        return self._ids
 
     def order(self, key: int) -> Tensor:
         """All images in the order of an epoch, (N,), under a key of `address`.

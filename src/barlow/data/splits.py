@@ -1,11 +1,18 @@
 """Which split of a source is meant: the usual names for train, validation and test."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from barlow.errors import UserError
 
-# Told the splits there are (none: the source has no splits), says which to read.
-Choose = Callable[[Sequence[str]], list[str]]
+
+class Choose(Protocol):
+    """Told the splits there are (none: the source has no splits), says which to read."""
+
+    def __call__(self, available: Sequence[str], beside: str = "", /) -> list[str]:
+        """`beside`: the images that are in no split, if no split is for training."""
+        ...
+
 
 ALIASES = {
     "train": ("train", "training"),
@@ -32,6 +39,11 @@ def role_of(name: str) -> str:
     return name
 
 
+def is_held_out(name: str) -> bool:
+    """Whether a split is for validation or test."""
+    return role_of(name) in WANTED["held_out"]
+
+
 def chooser(source: str, split: str | None, *, explicit: bool) -> Choose:
     """The rule that picks splits.
 
@@ -41,7 +53,13 @@ def chooser(source: str, split: str | None, *, explicit: bool) -> Choose:
         explicit: whether the user named the split, so that a source without splits is a mistake.
     """
 
-    def choose(available: Sequence[str]) -> list[str]:
+    def choose(available: Sequence[str], beside: str = "", /) -> list[str]:
+        if beside and not explicit and split in (None, "train"):
+            raise UserError(
+                f"{source} has {beside} beside {', '.join(available)}, and nothing for training: "
+                f"move them into {source}/train, with metadata if {available[0]} has some, "
+                f"or name {source}::{available[0]}"
+            )
         if split is None:
             return list(available)
         if not available and not explicit and split != "held_out":

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from barlow.data.decode import Raw
-from barlow.data.folder import some_of
+from barlow.data.folder import files_below, or_training, some_of
 from barlow.data.lists import numbered, text_of
 from barlow.data.source import Rows, Table, hash_of
 from barlow.data.splits import NAMES, Choose
-from barlow.errors import UserError
+from barlow.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -48,18 +48,15 @@ class Column:
 def open_parquet(path: Path, choose: Choose) -> Table:
     """One Parquet file, or a folder of them."""
     files = _tables_in(path) if path.is_dir() else [path]
-    splits: dict[str, list[Path]] = {}
-    for file in files:
-        if split := split_of(file, path):
-            splits.setdefault(split, []).append(file)
-    chosen = choose(list(splits))
+    splits = or_training([split_of(file, path) for file in files], map(str, files), path)
+    chosen = choose([split for split in dict.fromkeys(splits) if split])
     if chosen:
-        files = [file for split in chosen for file in splits[split]]
+        files = [f for split in chosen for f, of in zip(files, splits, strict=True) if of == split]
     return table_of(read_parquet(files), str(path), "/".join(chosen))
 
 
 def _tables_in(folder: Path) -> list[Path]:
-    files = sorted(folder.rglob("*.parquet"))
+    files = files_below(folder, ".parquet")
     found = [file for file in files if holds_images(file)]
     if 0 < len(found) < len(files):
         others = sorted(set(files) - set(found))
@@ -85,7 +82,7 @@ def holds_images(file: Path) -> bool:
     return not any(key.startswith(b"barlow") for key in schema.metadata or {})
 
 
-def split_of(file: Path, root: Path) -> str | None:
+def split_of(file: Path, root: Path) -> str:
     """The split in `train-00000-of-00002.parquet`, `train.parquet` or `train/0000.parquet`."""
     word = re.split(r"[-_.]", file.name)[0]
     if word.lower() in NAMES:
@@ -93,11 +90,11 @@ def split_of(file: Path, root: Path) -> str | None:
     if match := re.match(r"(.+)-\d{5}-of-\d{5}", file.name):
         return match[1]
     folders = file.relative_to(root).parts[:-1] if root.is_dir() else ()
-    return next((folder for folder in folders if folder.lower() in NAMES), None)
+    return next((folder for folder in folders if folder.lower() in NAMES), "")
 
 
 def read_parquet(files: Sequence[Path]) -> "Dataset":
-    """A data set over the files, memory-mapped."""
+    """A data set over the files, memory-mapped: `datasets` copies them into its cache."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -106,7 +103,10 @@ def read_parquet(files: Sequence[Path]) -> "Dataset":
             "parquet", data_files=[str(file) for file in files], split="train"
         )
     except Exception as error:
-        raise UserError(f"cannot read {files[0]} as Parquet: {error}") from None
+        cause = error.__cause__ or error
+        place = f" (copied to {datasets.config.HF_DATASETS_CACHE}: HF_HOME moves that)"
+        why = one_line(cause, 300) + (place if isinstance(cause, OSError) else "")
+        raise UserError(f"cannot read {some_of(map(str, files))} as Parquet: {why}") from None
 
 
 def table_of(dataset: "Dataset", name: str, split: str) -> Table:
