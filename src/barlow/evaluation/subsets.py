@@ -119,7 +119,7 @@ def _of_each_class(y: Tensor, wanted: list[int], seed: int, stream: int) -> Tens
 
 def _by_class(y: Tensor) -> tuple[Tensor, ...]:
     """For each class the indices of its images, in order."""
-    return y.argsort(stable=True).split(torch.bincount(y).tolist())
+    return torch.split(y.argsort(stable=True), torch.bincount(y).tolist())
 
 
 def _others(indices: Tensor, number: int) -> Tensor:
