@@ -6,6 +6,7 @@ BIN := .venv/bin
 install: .venv/installed
 
 .venv/installed: pyproject.toml
+	@echo "installing into .venv: some minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@

@@ -1,10 +1,10 @@
 """What a recipe's encoder is worth over several seeds.
 
-    python benchmarks/recipe.py CIFAR10_FOLDER [--recipe NAME] [--seeds 0 1 2] [--untrained]
+    python benchmarks/recipe.py CIFAR10 [--recipe NAME] [--seeds 0 1 2] [--untrained]
 
 Every encoder gets the same probes: a linear classifier on the frozen representation, trained on
 the 50,000 training labels, and k-NN (k = 20); the 10,000 test images are read once, for the table.
-The folder holds CIFAR-10 as Parquet files; without it the benchmark is skipped with a message.
+CIFAR10 is `cifar10` or any other source; without it the benchmark is skipped with a message.
 Trainings are kept in --out: one that was interrupted goes on with the same command.
 """
 
@@ -81,14 +81,14 @@ def write_result(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", nargs="?", default="", help="CIFAR-10 as Parquet files")
+    parser.add_argument("data", nargs="?", default="", help="CIFAR-10, as any source")
     parser.add_argument("--recipe", default="cifar10-10min")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--untrained", action="store_true", help="also the recipe's network as is")
     parser.add_argument("--out", type=Path, default=Path("runs/recipe"), help="for trainings")
     options = parser.parse_args()
-    if not options.data or not Path(options.data).is_dir():
-        print("skipped: give a folder with CIFAR-10 as Parquet files")
+    if not options.data:
+        print("skipped: give CIFAR-10: cifar10, or a folder of its Parquet files")
         return
     name = options.recipe
     rows = [ours(options.data, name, seed, options.out) for seed in options.seeds]
@@ -97,7 +97,7 @@ def main() -> None:
         bare = {"seed": 0, "seconds": 0, "epochs": 0}
         rows.append(bare | probed(run, options.data, "without"))
     show(name, rows)
-    command = f"recipe.py CIFAR10_FOLDER --recipe {name}{' --untrained' * options.untrained}"
+    command = f"recipe.py CIFAR10 --recipe {name}{' --untrained' * options.untrained}"
     write_result(f"recipe-{name}", command, options.seeds, rows)
 
 

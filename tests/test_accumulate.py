@@ -160,6 +160,23 @@ def test_autocast_is_that_of_the_caller():
     assert gradients(model).norm() > 0
 
 
+def test_inside_autocast_all_passes_have_it():
+    model, around = small_model(), small_model()
+    batch = micro(views(24), 3)
+
+    def autocast():
+        return torch.autocast("cpu", torch.bfloat16)
+
+    def wrapped(*args: Tensor) -> Tensor:
+        with autocast():
+            return model(*args)
+
+    loss = accumulate(model, wrapped, batch, autocast=autocast)
+    with autocast():
+        assert torch.equal(accumulate(around, around, batch), loss)
+    assert torch.equal(gradients(around), gradients(model))
+
+
 def _rank(rank: int, ranks: int, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)

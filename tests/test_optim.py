@@ -52,12 +52,23 @@ def test_lars_takes_the_reference_steps(eta, clip):
         torch.testing.assert_close(p.detach(), expected[name][0], rtol=1e-12, atol=0)
 
 
-def test_lars_leaves_a_zero_weight_to_plain_momentum():
+@pytest.mark.parametrize("clip", [False, True])
+def test_lars_leaves_a_zero_weight_to_plain_momentum(clip):
     w = nn.Parameter(torch.zeros(2, 2))
-    optimizer = LARS([w], lr=1.0)
+    optimizer = LARS([w], lr=2.0, clip=clip)
     w.grad = torch.ones(2, 2)
     optimizer.step()
-    assert torch.equal(w.detach(), -torch.ones(2, 2))
+    assert torch.equal(w.detach(), -2 * torch.ones(2, 2))
+
+
+def test_lars_goes_on_from_a_state_without_clipping():
+    w = nn.Parameter(torch.ones(2, 2))
+    optimizer = LARS([w], lr=1.0)
+    state = optimizer.state_dict()
+    del state["param_groups"][0]["clip"]
+    optimizer.load_state_dict(state)
+    w.grad = torch.ones(2, 2)
+    optimizer.step()
 
 
 def test_lars_refuses_a_negative_rate():

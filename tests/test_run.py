@@ -1,14 +1,18 @@
 """A run's folder is taken elsewhere, or loses its power, and goes on."""
 
 import logging
+import subprocess
+import sys
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 import barlow
+from barlow import lock, pretraining
 from barlow.checkpoint import load_checkpoint
-from barlow.errors import UserError
+from barlow.errors import TrainingError, UserError
 from barlow.progress import Reporter
 from barlow.run import METRICS, Run, open_run
 from barlow.settings import Settings
@@ -66,9 +70,74 @@ def test_a_run_goes_on_where_its_images_and_its_folder_were_copied_to(tmp_path):
 def test_other_settings_that_name_a_place_are_still_refused(tmp_path):
     run = Run(tmp_path)
     run.config_file.write_text(yaml.safe_dump(Settings("a", init="b").to_dict()))
+    run.epoch_checkpoint(1).parent.mkdir()
+    run.epoch_checkpoint(1).touch()
     assert open_run(tmp_path, Settings("elsewhere/a", init="b")) == run
     with pytest.raises(UserError, match="init was 'b', is 'c'"):
         open_run(tmp_path, Settings("a", init="c"))
+
+
+def too_large(*arguments, **options):
+    torch.empty(10**15, dtype=torch.uint8)
+
+
+def test_a_step_too_large_for_the_memory_says_what_takes_less_and_that_is_then_taken(
+    tmp_path, monkeypatch
+):
+    images(tmp_path / "train", "abcdefgh")
+    run = Run(tmp_path / "run")
+    monkeypatch.setattr(pretraining, "accumulate", too_large)
+    told = r"^a step does not fit in memory: --accumulate 4 .* --precision bf16 about half, .*$"
+    with pytest.raises(TrainingError, match=told):
+        barlow.pretrain(str(tmp_path / "train"), run.path, **TINY)
+    monkeypatch.undo()
+    run.add_metrics([row(1)])
+    run.add_skipped([("a.png", "of other images")])
+    (run.path / "trackers.json").write_text("{}\n")
+    barlow.pretrain(str(tmp_path / "train"), run.path, **TINY | {"accumulate": 4, "epochs": 1})
+    assert run.settings().accumulate == 4
+    assert [start["step"] for start in run.starts()] == [0]
+    assert [r["epoch"] for r in run.metrics()] == [1]
+    assert run.skipped() == {}
+    assert not (run.path / "trackers.json").exists()
+    with pytest.raises(UserError, match="accumulate was 4, is 2"):
+        open_run(run.path, Settings.of(str(tmp_path / "train"), **TINY | {"accumulate": 2}))
+
+
+def test_a_run_that_was_trained_keeps_its_settings_without_its_checkpoints(tmp_path):
+    run = Run(tmp_path)
+    run.config_file.write_text(yaml.safe_dump(Settings("a").to_dict()))
+    run.encoder_folder.mkdir()
+    with pytest.raises(UserError, match="seed was 0, is 1"):
+        open_run(tmp_path, Settings("a", seed=1))
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from barlow.lock import _take
+_take(Path(sys.argv[1]))
+print(flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_run_that_is_just_starting_is_not_taken_by_other_settings(tmp_path, monkeypatch):
+    images(tmp_path / "train", "abcdefgh")
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    run.config_file.write_text(
+        yaml.safe_dump(Settings.of(str(tmp_path / "train"), **TINY).to_dict())
+    )
+    before = run.config_file.read_bytes()
+    monkeypatch.setattr(lock, "_GRACE", 0.1)
+    command = [sys.executable, "-c", HOLD, str(run.path / lock.NAME)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match=f"process {other.pid} on host .* trains in --out"):
+            barlow.pretrain(str(tmp_path / "train"), run.path, **TINY | {"accumulate": 2})
+        other.kill()
+    assert run.config_file.read_bytes() == before
 
 
 def row(step):
@@ -117,4 +186,5 @@ def test_trackers_too_begin_after_the_last_whole_row(tmp_path):
     run.add_metrics([row(1)])
     with open(run.metrics_file, "ab") as file:
         file.write(b"2,0.5,0.")
-    tracked(None, Settings("mnist5k", track=["tensorboard"]), run)
+    told = tracked(None, Settings("mnist5k", track=["tensorboard"]), run)
+    assert told._told == 1

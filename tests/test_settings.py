@@ -1,5 +1,7 @@
 import pytest
 
+import barlow
+from barlow.assembly import build_model
 from barlow.cli.options import add_options, new_parser, parse
 from barlow.errors import UserError
 from barlow.settings import Settings, load_recipe
@@ -41,3 +43,31 @@ def test_the_source_that_is_given_is_that_of_no_recipe(tmp_path):
     add_options(parser, Settings, load_recipe(recipe))
     assert parse(parser, ["mine"])["source"] == "mine"
     assert parse(parser, [])["source"] == "others"
+
+
+def test_the_off_diagonal_target_is_that_of_the_loss(tmp_path):
+    parser = new_parser("pretrain", "")
+    add_options(parser, Settings)
+    given = {
+        "recipe": "demo",
+        "encoder_args": {"levels": [0, 0, 1, 1, 1, 1], "channels": [4, 4, 8, 8, 8, 16]},
+        "projector": [16, 16],
+        "batch_size": 32,
+        "limit": 64,
+        "validation_limit": 32,
+        "epochs": 1,
+        "accelerator": "cpu",
+    }
+    last = []
+    for target in (0.0, -1.0):
+        of_line = parse(parser, ["mnist5k", "--off-diagonal-target", f"{target}"])
+        options = given | {"off_diagonal_target": of_line["off_diagonal_target"]}
+        criterion = build_model(Settings.of("mnist5k", **options))[0].criterion
+        assert criterion.off_diagonal_target == target
+        last.append(barlow.pretrain("mnist5k", tmp_path / f"{target}", **options).metrics()[-1])
+    zero, pulled = last
+    # The network is near its start: next to (1 + C_ij)^2 the sum of C_ij^2 is small.
+    for before in ("", "val_"):
+        assert pulled[f"{before}redundancy"] > zero[f"{before}redundancy"] + 16 * 15 / 2
+        sums = pulled[f"{before}invariance"] + 0.01 * pulled[f"{before}redundancy"]
+        assert pulled[f"{before}loss"] == pytest.approx(sums, rel=1e-4)

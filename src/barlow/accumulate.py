@@ -34,7 +34,8 @@ def accumulate(
         backward: back-propagates a loss. Default `Tensor.backward`; Fabric's scales it.
         no_sync: within it, the wrapper leaves gradients on their rank; the last micro-batch
             brings all of them together. Default does nothing: one process.
-        autocast: the precision of `wrapped`. Default does nothing.
+        autocast: the precision that `wrapped` enters by itself, as Fabric's does; the first pass
+            calls `model`. Default does nothing: right without any, and inside the caller's.
 
     Returns:
         The loss, `()`, detached; its terms are in `model.criterion.terms`.
@@ -57,6 +58,8 @@ def accumulate(
             states.append(_random_state(view1.device))
             # The order of the second pass, so that each view meets the same random numbers.
             embeddings.append((model.embed(view1), model.embed(view2)))  # type: ignore[operator]
+    # In the caller's autocast, torch 2.9 would reuse the weights it cast here, without gradient.
+    torch.clear_autocast_cache()
 
     loss, slopes = _slopes(model.criterion, embeddings)  # type: ignore[arg-type]
     del embeddings

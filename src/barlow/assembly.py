@@ -97,7 +97,12 @@ def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
     # As the weights that it starts from have seen images, else as ImageNet's are.
     preprocess = Preprocess(size, in_chans=settings.channels, **colours)
     encoder.preprocess = preprocess
-    criterion = BarlowTwinsLoss(settings.lambd, scale=settings.loss_scale, equal_batches=True)
+    criterion = BarlowTwinsLoss(
+        settings.lambd,
+        scale=settings.loss_scale,
+        off_diagonal_target=settings.off_diagonal_target,
+        equal_batches=True,
+    )
     model = BarlowTwins(encoder, settings.projector, criterion=criterion)
     if start:
         told = [start.origin, start_projector(model.projector, start.projector)]

@@ -38,7 +38,7 @@ def start_and_now(
     model = first_model(settings)
     views = build_views(settings, model.encoder.preprocess)  # type: ignore[arg-type]
     key, rows = address.key(settings.seed, _STREAM), torch.arange(len(images))
-    with torch.random.fork_rng():  # a DataLoader draws from the global generator
+    with torch.random.fork_rng(devices=[]):  # a DataLoader draws from the global generator
         (crops,) = stream(images, views, [(rows, rows)], key, workers=0)
     both = views.finish(crops.view1, crops.view2, key, rows)
     start = _matrix(model, settings, both)
@@ -48,7 +48,7 @@ def start_and_now(
 
 def first_model(settings: Settings) -> BarlowTwins:
     """The model before the first step: the same seed, the same weights."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return build_model(settings)[0]
 
@@ -56,7 +56,7 @@ def first_model(settings: Settings) -> BarlowTwins:
 @torch.no_grad()
 def _matrix(model: BarlowTwins, settings: Settings, views: tuple[Tensor, Tensor]) -> Tensor:
     model.train()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)  # for dropout
         z1, z2 = (model.embed(view) for view in views)  # (N, D)
     model.eval()

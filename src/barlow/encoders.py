@@ -176,7 +176,7 @@ def fresh_copy(encoder: nn.Module, seed: int = 0) -> nn.Module:
     Returns:
         A new module; with the preprocessing of the given one, if it has any.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # parameters are drawn on the CPU
         torch.manual_seed(seed)
         copy = spec_of(encoder).build()
     if hasattr(encoder, "preprocess"):

@@ -103,6 +103,12 @@ class LARS(Optimizer):
                 raise ValueError(f"LARS: {name} is {value}; it must not be negative")
         super().__init__(params, {**defaults, "clip": clip, "lars_exclude": False})
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A state that was saved before there was `clip` is one without."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("clip", False)
+
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
@@ -135,9 +141,8 @@ class LARS(Optimizer):
             if group["weight_decay"]:
                 updates = torch._foreach_add(updates, params, alpha=group["weight_decay"])
             if not group["lars_exclude"]:
-                trust = _trust(params, updates, group["eta"])
-                if group["clip"]:
-                    trust = [(q / max(group["lr"], 1e-12)).clamp(max=1) for q in trust]
+                limit = max(group["lr"], 1e-12) if group["clip"] else None
+                trust = _trust(params, updates, group["eta"], limit)
                 updates = torch._foreach_mul(updates, trust)
             torch._foreach_mul_(momenta, group["momentum"])
             torch._foreach_add_(momenta, updates)
@@ -145,14 +150,17 @@ class LARS(Optimizer):
         return loss
 
 
-def _trust(params: list[Tensor], updates: _Tensors, eta: float) -> list[Tensor]:
-    """`eta * |w| / |d|` for each parameter; 1 where either norm is zero."""
-    weight_norms = torch._foreach_norm(params)
-    update_norms = torch._foreach_norm(updates)
-    return [
-        torch.where((w > 0) & (d > 0), eta * w / d, torch.ones_like(w))
-        for w, d in zip(weight_norms, update_norms, strict=True)
-    ]
+def _trust(
+    params: list[Tensor], updates: _Tensors, eta: float, limit: float | None = None
+) -> list[Tensor]:
+    """`eta * |w| / |d|` for each parameter, of a limit at most 1; 1 where either norm is zero."""
+    found = []
+    for w, d in zip(torch._foreach_norm(params), torch._foreach_norm(updates), strict=True):
+        rate = eta * w / d
+        if limit is not None:
+            rate = (rate / limit).clamp(max=1)
+        found.append(torch.where((w > 0) & (d > 0), rate, torch.ones_like(w)))
+    return found
 
 
 def warmup_cosine(step: float, *, steps: float, warmup: float, final: float = 0.001) -> float:

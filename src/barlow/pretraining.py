@@ -1,6 +1,7 @@
 """The training loop: two views, a loss, a step; readable from top to bottom."""
 
 import logging
+import shlex
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -14,6 +15,7 @@ from barlow.accumulate import accumulate, micro_batches
 from barlow.assembly import Parts, assemble
 from barlow.batch_norm import exact_batch_norm
 from barlow.checkpoint import load_last
+from barlow.data import Source
 from barlow.encoders import spec_of
 from barlow.errors import TrainingError, UserError
 from barlow.lock import alone
@@ -106,7 +108,24 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
     with denormals_as_zero():  # before the first product starts the threads that inherit it
         parts = assemble(fabric, settings)
         with alone(fabric, run.path):
-            _loop(fabric, settings, run, reporter, parts, began)
+            try:
+                _loop(fabric, settings, run, reporter, parts, began)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                half = ", --precision bf16 about half" if settings.precision in ("32", "64") else ""
+                raise TrainingError(
+                    f"a step does not fit in memory: --accumulate {4 * settings.accumulate} takes "
+                    f"about a quarter and keeps the loss{half}, --batch-size fewer images"
+                ) from error
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether a device had less memory than was asked of it, here or in a process started here."""
+    # CUDA, MPS and XPU say the one, torch's allocator of the CPU the other.
+    said = str(error)
+    told = "out of memory" in said or "can't allocate memory" in said
+    return told or isinstance(error, MemoryError)
 
 
 def _loop(
@@ -128,8 +147,11 @@ def _loop(
     if step:
         on_main_rank(fabric, partial(record.refuse_others, run, loader.source))
     if schedule.done(step, seconds):
+        on_main_rank(fabric, partial(record.mend, run, settings, step))
         reporter.say(f"{run.path} is finished: {step} steps are done, nothing is left to do")
         return
+    if not step:
+        on_main_rank(fabric, partial(run.forget_other_start, settings))
     on_main_rank(fabric, partial(record.start, run, settings, step, loader.source))
 
     if synchronise:
@@ -139,6 +161,8 @@ def _loop(
     if settings.compile:
         model.compile()
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
+    if fabric.device.type == "cuda":  # DDP's first broadcast runs on a stream of its own
+        torch.cuda.synchronize(fabric.device)
     if synchronise:
         keep_buffers(wrapped)
     dtype = next(model.parameters()).dtype
@@ -147,7 +171,8 @@ def _loop(
         model.load_state_dict(resumed["model"])
         optimizer.load_state_dict(resumed["optimizer"])
         means.load_state_dict(resumed["means"])
-        fabric.strategy.precision.load_state_dict(resumed["precision"])
+        if resumed["precision"]:  # empty of a training without a scaler, as on a CPU
+            fabric.strategy.precision.load_state_dict(resumed["precision"])
         resumed = None  # as large as model and optimiser
 
     # To agree on stopping, ranks wait for each other; GPUs should do so every other second only.
@@ -268,4 +293,17 @@ def _loop(
                     if ranks > 1 and fabric.device.type != "cpu":
                         pause = round(from_main_rank(fabric, max(1, 2 * pause / (now - voted))))
                     vote_at, voted = step + pause, now
-    reporter.say(f"finished: {step} steps in {seconds:.0f} s; the encoder is {run.encoder_folder}")
+    measured = validation and "knn_top1" in row
+    knn = f", k-NN on held-out images {row['knn_top1']:.1%}" if measured else ""
+    reporter.say(
+        f"finished: {step} steps in {seconds:.0f} s{knn}; the encoder is {run.encoder_folder}"
+    )
+    reporter.say(f"next: {_evaluation(run, settings, loader.source)}")
+
+
+def _evaluation(run: Run, settings: Settings, images: Source) -> str:
+    """The command that tells what the run's encoder is worth, with labels if there are any."""
+    parts = ["barlow", "evaluate", str(run.path), "--train", settings.source]
+    if images.labels is None or int(images.labels.max()) < 1:
+        parts += ["--protocol", "health"]
+    return shlex.join([*parts, "--baseline", "random"])

@@ -1,11 +1,17 @@
-"""What a training tells while it goes on: to a reporter, and to the run's `log.txt`."""
+"""What is told while work goes on: by a training to a reporter and `log.txt`, by others in logs."""
 
 import logging
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from barlow.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_SLOW, _FIRST, _EVERY = 2.0, 5.0, 30.0  # seconds
 
 
 class Reporter:
@@ -65,6 +71,30 @@ def told(reporter: Reporter, done: float, total: float, unit: str = "step") -> I
         yield
     finally:
         reporter.end()
+
+
+@contextmanager
+def slow(what: str) -> Iterator[Callable[[str], None]]:
+    """Within it, a line says what goes on, if that takes longer than two seconds.
+
+    Yields:
+        To be called with how far it is: said after five seconds, then every thirty at most.
+    """
+    timer = threading.Timer(_SLOW, log.info, [what])
+    timer.daemon = True
+    timer.start()
+    due = time.monotonic() + _FIRST
+
+    def reached(place: str) -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + _EVERY
+            log.info("%s: %s", what, place)
+
+    try:
+        yield reached
+    finally:
+        timer.cancel()
 
 
 class _ToFile(logging.FileHandler):

@@ -1,5 +1,6 @@
 """Devices and processes, started by Lightning Fabric."""
 
+import atexit
 import logging
 import os
 import random
@@ -54,11 +55,16 @@ class Devices:
     precision: str = "32"
 
 
-def create_fabric(settings: Settings | Devices) -> "Fabric":
+def create_fabric(settings: Settings | Devices, patience: timedelta = _PATIENCE) -> "Fabric":
     """A Fabric for these settings: one process, several of ours, torchrun's or SLURM's.
 
+    Args:
+        settings: what is asked for.
+        patience: how long processes wait for each other.
+
     Raises:
-        UserError: if this machine has no such accelerator, or not as many devices.
+        UserError: if this machine has no such accelerator, or not as many devices, or the
+            accelerator not such a precision.
     """
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
@@ -70,6 +76,7 @@ def create_fabric(settings: Settings | Devices) -> "Fabric":
         strategy = DDPStrategy(
             gradient_as_bucket_view=True,
             start_method="popen" if launched_from_outside() else "spawn",
+            timeout=patience,
         )
     if "SLURM_NTASKS" in os.environ:  # Fabric insists on what srun's --ntasks alone does not set
         os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(processes_here(settings)))
@@ -86,17 +93,19 @@ def create_fabric(settings: Settings | Devices) -> "Fabric":
             f"cannot use accelerator {settings.accelerator!r} with {settings.devices} device(s): "
             f"{one_line(error)}"
         ) from error
+    if fabric.device.type == "mps" and settings.precision == "64":
+        raise UserError("mps has no float64: give --precision 32, or --accelerator cpu")
     if launched_from_outside() and fabric.world_size < settings.devices:
         raise UserError(
             f"--devices is {settings.devices}, and what started this process started "
             f"{fabric.world_size} in all: have srun or torchrun start as many"
         )
     if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
-        _join(fabric)
+        _join(fabric, patience)
     return fabric
 
 
-def _join(fabric: "Fabric") -> None:
+def _join(fabric: "Fabric", patience: timedelta) -> None:
     """Meet the other processes of torchrun, those of this start and no earlier one."""
     # After a restart, torchrun's store still has the addresses of the processes that died, and
     # its count of restarts is another on each machine. So the first process opens a store of its
@@ -105,12 +114,17 @@ def _join(fabric: "Fabric") -> None:
     store = _find_store(told) if rank else _open_store(told)
     store.set_timeout(_PATIENCE)
     _STORES.extend([told, store])
+    cuda = fabric.device.type == "cuda"
     dist.init_process_group(
-        "nccl" if fabric.device.type == "cuda" else "gloo",
+        "nccl" if cuda else "gloo",
         store=store,
         rank=rank,
         world_size=world_size,
+        timeout=patience,
+        device_id=fabric.device if cuda else None,
     )
+    if cuda:
+        atexit.register(dist.destroy_process_group)  # as Fabric does for groups of its own
 
 
 def _open_store(told: Store) -> TCPStore:

@@ -56,6 +56,16 @@ def start(run: Run, settings: Settings, step: int, images: Source) -> None:
         ) from error
 
 
+def mend(run: Run, settings: Settings, step: int) -> None:
+    """Of a finished run: drop what lost power left of a row, and note where its images are now."""
+    try:
+        run.forget_metrics_after(step)
+        if settings.source != run.settings().source:
+            write_text(run.config_file, yaml.safe_dump(settings.to_dict(), sort_keys=False))
+    except (OSError, UserError) as error:
+        log.warning("%s is left as it is: %s", run.path, error)
+
+
 def list_skipped(fabric: "Fabric", run: Run, images: Source) -> None:
     """List the images that any rank could not read; every rank has to call it."""
     skipped = from_all_ranks(fabric, images.skipped)

@@ -211,6 +211,12 @@ class Run:
             write_text(self.skipped_file, text.getvalue())
         return len(every) - len(known)
 
+    def forget_other_start(self, settings: Settings) -> None:
+        """Drop what a start with other settings left, of which nothing was trained."""
+        if self.config_file.exists() and _changes(self.settings(), settings):
+            for name in ("metrics.csv", "starts.jsonl", "skipped.csv", "trackers.json"):
+                (self.path / name).unlink(missing_ok=True)
+
     def forget_metrics_after(self, step: int) -> None:
         """Drop rows of steps that a resumption will make again, and what is no whole row."""
         if not self.metrics_file.exists():
@@ -230,6 +236,8 @@ class Run:
 
 def open_run(out: str | Path, settings: Settings) -> Run:
     """The run in a folder: a new one, or one made with the same settings.
+
+    Of a run that has no checkpoint yet nothing is lost: it takes other settings too.
 
     Args:
         out: the folder.
@@ -252,7 +260,8 @@ def open_run(out: str | Path, settings: Settings) -> Run:
             return run
         raise UserError(f"--out {out} holds other files and no run: give a new or empty folder")
     changed = _changes(run.settings(), settings)
-    if changed:
+    trained = run.encoder_folder.exists() or any(run.last_checkpoint.parent.glob("*.ckpt"))
+    if changed and trained:
         raise UserError(
             f"--out {out} holds a run with other settings ({'; '.join(changed)}): "
             "give another folder, or the settings of that run"

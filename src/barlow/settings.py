@@ -60,7 +60,10 @@ class Settings:
     projector: list[int] = field(default_factory=lambda: [8192, 8192, 8192])
     """widths of the projector's layers (paper: 8192 three times)"""
     lambd: float = 0.0051
-    """weight of the redundancy-reduction term (paper: 0.0051)"""
+    """weight of the redundancy-reduction term (paper: 0.0051); a narrower projector wants a larger
+    one: 0.02 at 256 (Agrawal et al. 2024)"""
+    off_diagonal_target: float = 0.0
+    """where correlations of two features are pulled (paper: 0; -1: HSIC, Tsai et al. 2021)"""
     loss_scale: float = 1.0
     """factor on the loss, as some published recipes have it"""
 

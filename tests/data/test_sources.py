@@ -325,6 +325,37 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path, source: str, message: str
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("most", "told"), [([4095], True), ([0, 4095], True), ([4095, 60000], False), ([16384], False)]
+)
+@pytest.mark.parametrize("kind", ["tif", "npy"])
+def test_sixteen_bits_that_are_hardly_used_are_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, most: list[int], told: bool, kind: str
+) -> None:
+    for i, value in enumerate(most):
+        pixels = np.linspace(0, value, 64).reshape(8, 8).astype(np.uint16)
+        if kind == "npy":
+            np.save(tmp_path / f"{i}.npy", pixels)
+        else:
+            Image.fromarray(pixels).save(tmp_path / f"{i}.tif")
+    for _ in range(2):
+        open_source(str(tmp_path))
+    message = f"{tmp_path}: the brightest of its 16-bit values seen is 4095 of 65535"
+    assert caplog.text.count(message) == told
+
+
+def test_of_a_source_that_is_not_of_sixteen_bits_one_image_is_looked_at(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(tmp_path / "b.tif")
+    open_source(str(tmp_path))
+    assert not caplog.text
+    (tmp_path / "a.png").write_text("no image")
+    open_source(str(tmp_path))
+    assert "is 4095 of 65535" in caplog.text
+
+
 def test_what_cannot_be_downloaded_says_where_it_was_looked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

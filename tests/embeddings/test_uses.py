@@ -14,6 +14,7 @@ from rich.console import Console
 
 from barlow.cli import main
 from barlow.embeddings import read_embeddings
+from barlow.embeddings.anomalies import find_anomalies
 from barlow.embeddings.search import search
 from barlow.embeddings.sheet import Card, Listing, write_sheet
 from barlow.embeddings.table import Rows, write_table
@@ -201,6 +202,44 @@ def test_anomalies_come_first(photos, encoder_folder, tmp_path, capsys):
     assert distances == sorted(distances, reverse=True)
     assert distances[0] > 10 * abs(distances[1]), "the others are in the training images"
     assert len(Images(page).images) == 4
+
+
+@pytest.mark.parametrize("train", [[], ["--train", "FILE"]])
+def test_in_one_file_an_image_is_beside_another(embedded, train, tmp_path, capsys):
+    file, page = str(embedded[1]), tmp_path / "page.html"
+    capsys.readouterr()
+    arguments = [a.replace("FILE", file) for a in train]
+    assert main(["anomalies", file, *arguments, "--top", "31", "--html", str(page)]) == 0
+    assert "nearest other" in capsys.readouterr().out
+    names = [name for name, _ in Images(page).images]
+    assert len(names) == 62
+    assert all(one != other for one, other in zip(names[::2], names[1::2], strict=True))
+
+
+def _vectors(file, x):
+    rows = [Rows([str(i) for i in range(len(x))], [None] * len(x), None, np.float32(x))]
+    with file.open("wb") as opened:
+        write_table(opened, rows, features=2, dtype="float32", labelled=False, about={})
+    return str(file)
+
+
+@pytest.mark.parametrize("k", [1, 2, 9])
+def test_in_one_file_the_distance_is_to_the_others(tmp_path, k):
+    angle = np.linspace(0, 2, 6) ** 2
+    x = np.stack([np.cos(angle), np.sin(angle)], 1)
+    similar = np.sort(x @ x.T - 9 * np.eye(6), 1)[:, :0:-1]
+    expected = np.sort(1 - similar[:, :k].mean(1))[::-1]
+    found = find_anomalies(_vectors(tmp_path / "x.parquet", x), k=k)
+    assert [float(line[0]) for line in found.lines] == pytest.approx(expected, abs=1e-4)
+
+
+def test_copies_are_others_and_one_image_has_none(tmp_path):
+    copies = _vectors(tmp_path / "copies.parquet", np.ones((7, 2)))
+    for line in find_anomalies(copies, k=1).lines:
+        assert line[1] != line[3]
+        assert abs(float(line[0])) < 1e-4
+    with pytest.raises(UserError, match="has one image: give --train"):
+        find_anomalies(_vectors(tmp_path / "one.parquet", np.ones((1, 2))))
 
 
 def test_anomalies_by_another_encoder_are_refused(tmp_path, capsys):

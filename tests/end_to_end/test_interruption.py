@@ -220,7 +220,7 @@ def test_what_does_not_fit_on_the_disk_is_one_line_and_leaves_nothing(small_disk
 def test_a_full_disk_stops_nothing_and_what_waited_is_written_later(tmp_path, small_disk):
     command = [
         sys.executable,
-        *arguments(small_disk, "run", save_minutes=0.0, epochs=60, save_every=60),
+        *arguments(small_disk, "run", save_minutes=0.0, epochs=120, save_every=120),
     ]
     process, run = start(command), Run(small_disk / "run")
     wait_for_step(process, run, 3)
@@ -235,8 +235,8 @@ def test_a_full_disk_stops_nothing_and_what_waited_is_written_later(tmp_path, sm
     assert "training goes on and tries again" in output
     assert "Traceback" not in output
     assert run.metrics_file.stat().st_size > size
-    assert [row["step"] for row in run.metrics()] == list(range(1, 241)), "no row is lost"
-    assert load_checkpoint(run.last_checkpoint)["step"] == 240
+    assert [row["step"] for row in run.metrics()] == list(range(1, 481)), "no row is lost"
+    assert load_checkpoint(run.last_checkpoint)["step"] == 480
 
 
 def test_a_mistake_on_two_ranks_is_one_line(tmp_path):

@@ -72,7 +72,7 @@ def run(tmp_path):
     ("damage", "told"),
     [
         (lambda text: text + "new_field: 1\n", "'new_field'"),
-        (lambda text: text.replace("lars", "magic"), "optimizer is 'magic'"),
+        (lambda text: text.replace("optimizer: lars", "optimizer: magic"), "optimizer is 'magic'"),
         (lambda text: text + "epochs: [", "while parsing"),
         (lambda text: "", ""),
         (lambda text: "[]", ""),

@@ -1,6 +1,8 @@
 import io
 import json
+import os
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,12 +11,10 @@ from scipy import stats
 
 import barlow
 from barlow.errors import UserError
-from barlow.evaluation.compare import (
-    Comparison,
+from barlow.evaluation.compare import Comparison, _key, compare
+from barlow.evaluation.difference import (
     Difference,
-    _key,
     _p_over_seeds,
-    compare,
     differences_of,
     mcnemar,
     paired_interval,
@@ -284,3 +284,156 @@ def test_an_image_that_cannot_be_read_moves_no_other(protocol, pixels, noise, ca
     for difference in found:
         assert (difference.low, difference.high) == (0, 0), "of the 39 that both could read"
         assert difference.p == (None if tuned else 1)
+
+
+def _run(tmp_path, name, *results):
+    for i, result in enumerate(results):
+        result.save(tmp_path / name / "evaluation" / f"{i}.json")
+    return str(tmp_path / name)
+
+
+def _probed(accuracy, **settings):
+    """A linear probe with this share of 1,000 test images right, its encoder another each time."""
+    number = round(1000 * accuracy)
+    result = _result([True] * number + [False] * (1000 - number))
+    return replace(result, settings={**result.settings, "encoder": f"{accuracy}", **settings})
+
+
+def _side(tmp_path, name, *accuracies):
+    runs = [_run(tmp_path, f"{name}{i}", _probed(a)) for i, a in enumerate(accuracies)]
+    return ",".join(runs)
+
+
+def test_one_lucky_run_is_better_and_three_seeds_a_side_are_no_difference(tmp_path):
+    top1_a, top1_b = (0.60, 0.70, 0.65), (0.70, 0.62, 0.66)
+    side_a, side_b = _side(tmp_path, "a", *top1_a), _side(tmp_path, "b", *top1_b)
+    one = compare(side_a.split(",")[0], side_b.split(",")[0])
+    assert one.differences[1].verdict == "B"
+    _, top1 = compare(side_a, side_b).differences
+    assert top1.p_seeds == pytest.approx(stats.ttest_ind(top1_a, top1_b, equal_var=False).pvalue)
+    assert (top1.a, top1.b) == pytest.approx((0.65, 0.66))
+    assert (top1.low + top1.high) / 2 == pytest.approx(0.01)
+    assert (top1.p, top1.verdict) == (None, "no difference")
+    better, worse = _side(tmp_path, "c", 0.90, 0.91, 0.92), _side(tmp_path, "d", 0.80, 0.81)
+    assert compare(better, worse).differences[1].verdict == "A"
+
+
+def test_seeds_of_two_ways_to_pretrain_are_no_pairs(tmp_path):
+    top1_a, top1_b = (0.60, 0.70, 0.80), (0.651, 0.749, 0.852)
+    found = compare(_side(tmp_path, "a", *top1_a), _side(tmp_path, "b", *top1_b))
+    assert stats.ttest_rel(top1_a, top1_b).pvalue < 0.05
+    assert found.differences[1].p_seeds > 0.05
+
+
+def test_the_mean_of_a_runs_fine_tunings_is_one_seed(tmp_path):
+    of_a = [_finetuned([0.60, 0.62], seed=1), _finetuned([0.66, 0.64], seed=2)]
+    of_b = [_finetuned([0.70, 0.72], seed=3), _finetuned([0.76, 0.78], seed=4)]
+    side_a = ",".join(_run(tmp_path, f"a{i}", result) for i, result in enumerate(of_a))
+    side_b = ",".join(_run(tmp_path, f"b{i}", result) for i, result in enumerate(of_b))
+    _, top1 = compare(side_a, side_b).differences
+    means = [[r.rows[0].values["val_top1"] for r in side] for side in (of_a, of_b)]
+    assert top1.p_seeds == pytest.approx(stats.ttest_ind(*means, equal_var=False).pvalue)
+    assert (top1.low + top1.high) / 2 == pytest.approx(top1.b - top1.a)
+    _, top1 = compare(side_a.split(",")[0], side_b).differences
+    assert top1.p_seeds is None, "fine-tunings of one run are not seeds of its pretraining"
+    assert top1.low < top1.b - top1.a < top1.high
+
+
+def test_of_several_runs_the_images_that_all_could_read_count(tmp_path):
+    def unread(result, image):
+        read = torch.arange(4) != image
+        row = replace(result.rows[0], read=pack(read))
+        return replace(result, rows=(row,))
+
+    a0 = _run(tmp_path, "a0", unread(_result([False, True, True, True]), 0))
+    a1 = _run(tmp_path, "a1", unread(_result([True, False, True, True]), 1))
+    b = _run(tmp_path, "b", _result([True] * 4))
+    top1 = compare(f"{a0},{a1}", b).differences[1]
+    assert (top1.low, top1.high) == (0, 0)
+
+
+def test_one_run_a_side_says_that_other_seeds_differ_too(tmp_path):
+    a0, a1 = _side(tmp_path, "a", 0.6, 0.7).split(",")
+    b0, b1 = _side(tmp_path, "b", 0.65, 0.75).split(",")
+    said = "give several runs a side, A,B,C"
+    for found in (compare(a0, b0), compare(f"{a0},{a1}", b0)):
+        written = io.StringIO()
+        Console(file=written, width=400).print(found.table())
+        assert said in " ".join(written.getvalue().split())
+        assert said in str(found)
+    assert said not in str(compare(f"{a0},{a1}", f"{b0}, {b1}"))
+
+
+def test_a_path_with_a_comma_is_one_run(tmp_path):
+    a = _run(tmp_path, "a,b", _result([True, False]))
+    assert compare(a, a).differences
+
+
+def test_a_run_counts_once(tmp_path):
+    side = _side(tmp_path, "a", 0.6, 0.7)
+    with pytest.raises(UserError, match=r"a0/ is given twice: give each run once"):
+        compare(side, f"{tmp_path}/a0/")
+
+
+def test_the_run_that_was_evaluated_otherwise_is_named_with_what_differs(tmp_path):
+    side_a = _side(tmp_path, "a", 0.6, 0.7)
+    side_b = _side(tmp_path, "b", 0.6)
+    other = _run(tmp_path, "b1", _probed(0.7, labels_per_class=10))
+    with pytest.raises(UserError) as error:
+        compare(side_a, f"{side_b},{other}")
+    assert "a0 has linear on 1000 images of digits, but not so " in str(error.value)
+    assert f"; {other} differs in labels_per_class (10, not None): evaluate all" in str(error.value)
+    assert "seed" not in str(error.value)
+    files = [f"{run}/evaluation/0.json" for run in (*side_a.split(","), other)]
+    with pytest.raises(UserError, match=r"not evaluated alike: .*labels_per_class"):
+        compare(",".join(files[1:]), files[0])
+    _, top1 = compare(",".join(files[:2]), files[2]).differences
+    assert top1.verdict, "files are of other settings because they are meant to be"
+
+
+def test_an_evaluation_that_one_run_lacks_is_left_out_and_told(tmp_path):
+    few = {"labels_per_class": 10}
+    a = _run(tmp_path, "a", _probed(0.6), replace(_probed(0.5, **few), protocol="knn"))
+    b = _run(tmp_path, "b", _probed(0.6), replace(_probed(0.5, **few), protocol="knn"))
+    lacking = _run(tmp_path, "c", _probed(0.7))
+    found = compare(a, f"{b},{lacking}")
+    assert {d.protocol for d in found.differences} == {"linear"}
+    assert f"left out: knn on 1000 images of digits, not in {lacking}" in str(found)
+
+
+def test_a_baseline_of_one_of_the_two_is_no_other_evaluation(tmp_path):
+    alone = _result([True, False])
+    baseline = Row("without pretraining", {"val_top1": 0.0})
+    rows = (baseline, *alone.rows)
+    beside = replace(alone, rows=rows, settings={**alone.settings, "baseline": "random"})
+    a, b = _run(tmp_path, "a", beside), _run(tmp_path, "b", alone)
+    assert {d.row for d in compare(a, b).differences} == {"with pretraining"}
+    both = _run(tmp_path, "c", alone, beside)
+    assert [d.row for d in compare(a, both).differences].count("with pretraining") == 2
+    assert "without pretraining" in {d.row for d in compare(a, both).differences}
+
+
+def test_of_a_run_evaluated_twice_alike_the_newer_numbers_count(tmp_path):
+    run = _run(tmp_path, "a", _result([True, True]), _result([True, False]))
+    os.utime(tmp_path / "a" / "evaluation" / "1.json", (1, 1))
+    top1 = [d.a for d in compare(run, run).differences if d.metric == "val_top1"]
+    assert top1 == [1.0]
+
+
+def test_no_health_is_better(tmp_path):
+    def healthy(rank):
+        row = Row("with pretraining", {"RankMe": rank, "LiDAR": float("nan")})
+        return replace(_health("photos", "one"), rows=(row,))
+
+    runs = [_run(tmp_path, f"{i}", healthy(rank)) for i, rank in enumerate([3.0, 3.1, 9.0, 9.1])]
+    (difference,) = compare(",".join(runs[:2]), ",".join(runs[2:])).differences
+    assert difference.metric == "RankMe"
+    assert difference.p_seeds < 0.05
+    assert difference.verdict == ""
+
+
+def test_shares_are_told_in_percent():
+    differences = [Difference("linear", "x", f"val_{m}", 0.5, 0.75) for m in ("recall", "r2")]
+    told = str(Comparison("a", "b", tuple(differences)))
+    assert "75.00%" in told
+    assert "0.75" in told.splitlines()[-1]

@@ -1,3 +1,4 @@
+import csv
 import json
 
 import pytest
@@ -5,9 +6,12 @@ import torch
 from PIL import Image
 
 import barlow
+from barlow.data import open_source
 from barlow.errors import UserError
 from barlow.evaluation import Result, task
+from barlow.evaluation.classifier import predict
 from barlow.evaluation.protocols import save_in_run
+from barlow.evaluation.result import unpack
 
 
 @pytest.fixture
@@ -64,6 +68,36 @@ def test_the_test_images_have_no_say_in_anything(encoder, folders, options):
     assert honest.chosen == other.chosen
     for name in honest.values:
         assert (honest.values[name] == other.values[name]) == name.startswith("train"), name
+
+
+def test_the_linear_classifier_is_kept_as_it_was_measured(encoder, tmp_path):
+    out = str(tmp_path / "model")
+    options = {"limit": 300, "labels_per_class": 8, "baseline": "pixels"}
+    result = barlow.evaluate(encoder, "mnist5k", out=out, **options)
+    assert predict(out, "mnist5k::test", str(tmp_path / "p.csv"), limit=300) == 300
+    with open(tmp_path / "p.csv", newline="") as file:
+        told = [int(row["class"]) for row in csv.DictReader(file)]
+    labels = open_source("mnist5k", "test", in_chans=1, limit=300).labels
+    correct = unpack(result["with pretraining"].correct[0], 300)
+    # The stem is stored for timm and computed back, so a tie may fall the other way.
+    assert ((torch.tensor(told) == labels) == correct).float().mean() > 0.99
+    assert "out" not in result.settings
+
+
+def test_no_classifier_is_kept_where_it_cannot_be(encoder, pixels, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr("barlow.evaluation.probes.features_of", None)  # refused before any work
+    source, new = folders("all", ["a", "b"]), str(tmp_path / "new")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "tags.csv").write_text("file,tags\na/0.png,x|y\na/1.png,x\nb/2.png,y\n")
+    with pytest.raises(UserError, match="holds something other than a classifier"):
+        barlow.evaluate(encoder, source, out=source)
+    with pytest.raises(NotADirectoryError, match="file/model"):
+        barlow.evaluate(encoder, source, out=str(tmp_path / "file" / "model"))
+    with pytest.raises(UserError, match="these labels are tags: leave --out away"):
+        barlow.evaluate(encoder, source, labels=str(tmp_path / "tags.csv"), out=new)
+    with pytest.raises(UserError, match="does not say how it was built"):
+        barlow.evaluate(pixels, source, out=new)
+    assert not (tmp_path / "new").exists()
 
 
 def test_one_source_without_splits_is_divided(encoder, folders):

@@ -7,7 +7,7 @@ import barlow
 from barlow.data import eval_batches, open_source
 from barlow.errors import TrainingError, UserError
 from barlow.evaluation.classifier import load_classifier, predict
-from barlow.evaluation.finetune import finetune
+from barlow.evaluation.finetune import _Training, choose_rate, finetune
 from barlow.evaluation.result import unpack
 from barlow.evaluation.task import open_task
 from barlow.evaluation.tuning import Images, geometry, tune
@@ -73,6 +73,21 @@ def test_predictions_are_a_table_of_id_class_and_probability(tuned, tmp_path):
     assert [float(row["probability"]) for row in rows] == pytest.approx(p.tolist(), abs=1e-4)
 
 
+def test_predictions_have_the_probability_of_every_class(tuned, tmp_path):
+    classifier = load_classifier(tuned[1])
+    predict(tuned[1], "mnist5k::test", str(tmp_path / "p.csv"), batch_size=8, limit=20)
+    with open(tmp_path / "p.csv", newline="") as file:
+        headings, *rows = csv.reader(file)
+    assert headings == ["id", "class", "probability", *classifier.classes]
+    digits = open_source("mnist5k", "test", in_chans=1, limit=20)
+    images, _ = next(eval_batches(digits, classifier.encoder.preprocess, 20))
+    with torch.inference_mode():
+        p = classifier(images).softmax(1)
+    told = torch.tensor([[float(share) for share in row[3:]] for row in rows])
+    torch.testing.assert_close(told, p, rtol=0, atol=1e-4)
+    assert [max(row[3:], key=float) for row in rows] == [row[2] for row in rows]
+
+
 def test_training_the_encoder_fits_what_a_frozen_one_cannot(encoder):
     frozen = barlow.evaluate(encoder, "mnist5k", "mnist5k", limit=400)["with pretraining"]
     result = finetune(encoder, "mnist5k", seeds=1, limit=400, epochs=40, rate=3e-3, views="digits")
@@ -131,6 +146,8 @@ def test_a_rate_that_diverges_is_not_chosen(encoder, monkeypatch):
         ({"epochs": 0}, "epochs is 0"),
         ({"seeds": 0}, "seeds is 0"),
         ({"rate": -1.0}, "rate is -1"),
+        ({"crop": 0.0}, "crop is 0.0: give a share of the image, above 0 and at most 1"),
+        ({"crop": 1.5}, "crop is 1.5"),
         ({"batch_size": 1}, "batch size is 1"),
         (
             {"baseline": "pixels"},
@@ -211,13 +228,49 @@ def test_a_place_that_cannot_be_written_is_told_before_any_training(
         finetune(pixels, str(noise), out=str(tmp_path / "file" / "model"), rate=1e-3)
 
 
+def test_a_mistake_leaves_no_folder_behind(pixels, noise, tmp_path):
+    with pytest.raises(UserError, match="has only 20"):
+        finetune(pixels, str(noise), labels_per_class=21, out=str(tmp_path / "model"))
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_crop_keeps_as_much_of_the_image_as_is_asked_for(pixels, noise, monkeypatch):
+    from barlow.evaluation import tuning
+
+    seen = []
+
+    def record(*given):
+        seen.append(geometry(*given).settings[0].crop_scale)
+        return geometry(*given)
+
+    monkeypatch.setattr(tuning, "geometry", record)
+    options = {"seeds": 1, "epochs": 1, "rate": 1e-3, "views": "small"}
+    for crop in (None, 0.7):
+        finetune(pixels, str(noise), crop=crop, **options)
+    assert seen == [(0.2, 1.0), (0.7, 1.0)]
+
+
+def test_of_few_defects_the_rate_that_finds_them_is_chosen(pixels, noise, monkeypatch):
+    found = {3e-4: (0.95, 0.5), 1e-3: (0.9, 0.8), 3e-3: (0.4, 0.6)}
+
+    def measure(rate, *_):
+        top1, recall = found[rate]
+        return {"val_loss": 1.0, "val_top1": top1, "val_recall": recall}, None, None
+
+    monkeypatch.setattr("barlow.evaluation.finetune._tuned", lambda *given: given[3])
+    monkeypatch.setattr("barlow.evaluation.finetune._measure", measure)
+    training = _Training(1, 64, "small", {}, ["good", "defect"])
+    part = open_task(str(noise), in_chans=1).train
+    assert choose_rate(pixels, part, training, 0) == 1e-3
+
+
 def test_a_disk_that_fills_up_meanwhile_costs_no_result(
     pixels, noise, tmp_path, monkeypatch, caplog
 ):
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("barlow.evaluation.finetune.save_classifier", full)
+    monkeypatch.setattr("barlow.evaluation.classifier.save_classifier", full)
     out = str(tmp_path / "model")
     result = finetune(pixels, str(noise), out=out, seeds=1, rate=1e-3, epochs=1)
     assert result.rows

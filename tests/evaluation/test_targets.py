@@ -116,6 +116,17 @@ def test_metrics_are_scikit_learns():
         ("file\ttag\n1.png\tx;y\n4.png\ty\n", "tags", ["x", "y"], [[1, 1], [0, 1]]),
         ("file,sign\n1.png,7\n4.png,a\n", "classes", ["7", "a"], [0, 1]),
         ("file,it\n1.png,NA\n4.png,a\n", "classes", ["NA", "a"], [0, 1]),
+        ("Nr;Filename;Label\n1;1.png;a\n2;4.png;b\n", "classes", ["a", "b"], [0, 1]),
+        ("x, File Name\n1.5,1.png\n2,4.png\n", "numbers", ["x"], [[1.5], [2]]),
+        ("file,label\nC:\\img\\a\\1.png,x\nb\\4.png,y\n", "classes", ["x", "y"], [0, 1]),
+        ("file,label\n.\\a\\1.png,x\nb\\4.png,y\n", "classes", ["x", "y"], [0, 1]),
+        ("file,Label,note\n1.png,7,\n4.png,8,dim\n", "classes", ["7", "8"], [0, 1]),
+        (
+            "file,target,label\n1.png,1.5,2\n4.png,3,4\n",
+            "numbers",
+            ["target", "label"],
+            [[1.5, 2], [3, 4]],
+        ),
     ],
 )
 def test_a_file_says_what_it_holds(labels, text, kind, names, values):
@@ -150,11 +161,35 @@ def test_lines_without_an_image_and_without_a_value_are_left_out_and_counted(lab
         ('file,x\n1.png,"3,5"\n2.png,4\n', "auto", "'3,5' in column x .*a point for a comma"),
         ("file;x\n1.png;3,5\n2.png;4,25\n", "auto", "'3,5' in column x .*a point for a comma"),
         ("file,x\n1.png,NA\n2.png,1.5\n", "numbers", "'NA' in column x .*leave the cell empty"),
+        ("file,x,y\n1.png,a,b\n", "auto", "'a' in column x .*; or keep only one of x, y"),
+        ("file,p,q\n1.png,a,b\n", "classes", "found p, q"),
+        ("file,p,q\n1.png,2,1\n", "tags", "other values are in p, q"),
+        ("file,p,q\n1.png,2,\n", "auto", r"no image has a value in every column \(p, q\)"),
     ],
 )
 def test_a_file_that_cannot_be_meant_is_refused(labels, text, kind, message):
     with pytest.raises(UserError, match=message):
         read_labels(labels(text), IDS, kind)
+
+
+def test_a_column_beside_the_label_is_left_out_and_named(labels, caplog):
+    read_labels(labels("file,label,note\n1.png,x,\n4.png,y,dim\n"), IDS, "auto")
+    assert "column label is read; left out: note" in caplog.text
+    assert "no value" not in caplog.text
+
+
+def test_a_table_in_excels_own_encoding_says_how_to_save_it(tmp_path):
+    file = tmp_path / "labels.csv"
+    file.write_bytes("file;label\n1.png;Bär\n".encode("cp1252"))
+    with pytest.raises(UserError, match=r'cannot read .*0xe4.* in Excel save it as "CSV UTF-8"'):
+        read_labels(file, IDS, "auto")
+
+
+def test_a_backslash_in_the_name_of_an_image_is_no_folder(labels):
+    found = read_labels(
+        labels("file,label\nf\\xe9.png,x\nxe9.png,y\n"), ["f\\xe9.png", "xe9.png"], "auto"
+    )
+    assert found.rows.tolist() == [0, 1]
 
 
 def test_a_name_that_several_images_share_needs_its_folder(labels):

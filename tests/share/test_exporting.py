@@ -1,3 +1,4 @@
+import json
 import sys
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 import barlow
 from barlow.data import Preprocess
 from barlow.errors import UserError
+from barlow.evaluation.classifier import Classifier, load_classifier, save_classifier
 from barlow.share import exporting, load_encoder
 from barlow.share.exporting import export
 
@@ -137,6 +139,49 @@ def test_a_graph_computes_the_same_for_every_batch_size(
         prepared = encoder.preprocess.prepare(images)
         features = run(images if preprocess else prepared)
         np.testing.assert_allclose(features, encoder(prepared).numpy(), atol=1e-4)
+
+
+@pytest.fixture
+def model(encoder, tmp_path):
+    """Where a classifier of three classes is."""
+    save_classifier(Classifier(encoder, ["good", "scratch", "dent"]), tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("preprocess", [False, True])
+@torch.no_grad()
+def test_a_classifier_gives_scores_to_onnx(model, tmp_path, preprocess):
+    import onnxruntime
+
+    export(str(model), "onnx", str(tmp_path / "prod.onnx"), preprocess=preprocess)
+    session = onnxruntime.InferenceSession(tmp_path / "prod.onnx")
+    images, classifier = pictures(5, 3, 61, 40), load_classifier(model)
+    prepared = classifier.preprocess.prepare(images)
+    given = images if preprocess else prepared
+    (scores,) = session.run(["scores"], {"images": given.numpy()})
+    np.testing.assert_allclose(scores, classifier(prepared).numpy(), atol=1e-4)
+    told = json.loads(session.get_modelmeta().custom_metadata_map["barlow"])
+    assert told["classes"] == ["good", "scratch", "dent"]
+    assert told["encoder"]["name"] == "resnet18"
+
+
+@torch.no_grad()
+def test_a_classifier_gives_scores_to_torch_export(model, tmp_path):
+    export(load_classifier(model), "torch-export", str(tmp_path / "prod.pt2"), preprocess=True)
+    told = {"barlow": ""}
+    program = torch.export.load(tmp_path / "prod.pt2", extra_files=told)
+    images, classifier = pictures(5, 3, 61, 40), load_classifier(model)
+    wanted = classifier(classifier.preprocess.prepare(images))
+    torch.testing.assert_close(program.module()(images), wanted, rtol=0, atol=1e-4)
+    assert json.loads(told["barlow"])["classes"] == ["good", "scratch", "dent"]
+
+
+@pytest.mark.parametrize(("format", "out"), [("timm", "e"), ("safetensors", "e.safetensors")])
+def test_a_classifier_is_not_cut_down_to_its_encoder_in_silence(model, tmp_path, format, out):
+    with pytest.raises(UserError, match=r"this is a classifier: give .*model/encoder, or export"):
+        export(str(model), format, str(tmp_path / out))
+    assert not (tmp_path / out).exists()
+    export(f"{model}/encoder", format, str(tmp_path / out))
 
 
 def test_a_graph_that_computes_something_else_is_not_written(encoder, tmp_path, monkeypatch):

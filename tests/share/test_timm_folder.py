@@ -89,7 +89,10 @@ def test_plain_timm_computes_the_small_stem_on_the_enlarged_image(tmp_path, stem
 
 
 def test_anybodys_timm_folder_loads(tmp_path):
-    model = timm.create_model("resnet18", num_classes=10, channels=[8, 16, 24, 32]).eval()
+    told = {"interpolation": "bicubic", "crop_pct": 0.9}
+    model = timm.create_model(
+        "resnet18", num_classes=10, channels=[8, 16, 24, 32], pretrained_cfg_overlay=told
+    ).eval()
     timm.models.save_for_hf(model, str(tmp_path), safe_serialization=True)
     encoder = load_encoder(tmp_path)
     view = torch.randn(2, 3, 64, 64)
@@ -97,7 +100,7 @@ def test_anybodys_timm_folder_loads(tmp_path):
     torch.testing.assert_close(encoder(view), expected)
     assert encoder.origin == (
         f"{tmp_path} is of timm: resnet18, 126 of 126 weights matched; left out: fc (2); "
-        "missing: nothing; timm resizes its images bilinear and keeps 87.5% of the shorter side, "
+        "missing: nothing; timm resizes its images bicubic and keeps 90.0% of the shorter side, "
         "encoder.preprocess bilinear and keeps all of it"
     )
 

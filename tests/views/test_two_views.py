@@ -46,6 +46,29 @@ def test_without_a_key_the_global_generator_decides():
     assert not torch.equal(first, second)
 
 
+def _drawn_alike(rank: int, ranks: int) -> list[float]:
+    torch.manual_seed(3)
+    return TwoViews(8, "small")(photographs(4))[0].flatten().tolist()
+
+
+def test_ranks_that_are_seeded_alike_draw_different_views(on_ranks):
+    alone, (first, second) = _drawn_alike(0, 1), on_ranks(2, _drawn_alike)
+    assert first == alone
+    assert second != alone
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("size", [32, 96])
+def test_autocast_changes_no_bit(size, preset):
+    images, views = photographs(8, size), TwoViews(size, preset)
+    position = torch.arange(8)
+    expected, crops = views(images, key=4), views.crop(images, 4, position)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(map(torch.equal, views(images, key=4), expected))
+        assert all(map(torch.equal, views.crop(images, 4, position), crops))
+        assert all(map(torch.equal, views.finish(*crops, 4, position), expected))
+
+
 @pytest.mark.parametrize("size", [32, 80])
 def test_forward_is_crop_then_finish(size):
     images, views = photographs(6, size), TwoViews(size, "paper")

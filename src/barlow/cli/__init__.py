@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from barlow.cli.options import add_options, new_parser, options_of, parse, peek
-from barlow.cli.terminal import print_table, reporter, tell_origins
+from barlow.cli.terminal import print_table, reporter, tell
 from barlow.errors import TrainingError, UserError, one_line
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Command = Callable[[list[str]], None]  # given the arguments after its name
 
 DONE, FAILED, USER_MISTAKE = 0, 1, 2
+_IN_BATCHES = ("pretrain", "evaluate", "transfer", "predict", "embed")  # with --batch-size
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return DONE
     name, *rest = arguments
-    tell_origins()
+    tell()
     try:
         if name not in COMMANDS:
             near = get_close_matches(name, COMMANDS, n=1)
@@ -60,6 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = error.filename or "the disk"
         what = f"cannot use {place} ({error.strerror}): give another place, or mend it"
         return _fail(what, USER_MISTAKE)
+    except Exception as error:
+        from barlow.pretraining import out_of_memory
+
+        if name not in _IN_BATCHES or not out_of_memory(error):
+            raise
+        return _fail("this does not fit in memory: give a smaller --batch-size", FAILED)
     return DONE
 
 
@@ -105,14 +112,14 @@ def _transfer(argv: list[str]) -> None:
 
 
 def _compare(argv: list[str]) -> None:
-    """Compare two evaluated runs, with a paired test on the same test images."""
+    """Compare two evaluated runs, or several seeds of each, on the same test images."""
     from barlow.evaluation.compare import compare
 
     print_table(_call(_compare, compare, argv))
 
 
 def _predict(argv: list[str]) -> None:
-    """Classify images with a fine-tuned classifier."""
+    """Classify images with a classifier that `barlow evaluate --out` kept."""
     from barlow.evaluation.classifier import predict
 
     print(f"{_call(_predict, predict, argv)} images classified")
@@ -146,7 +153,7 @@ def _duplicates(argv: list[str]) -> None:
 
 
 def _anomalies(argv: list[str]) -> None:
-    """Find the images that are least like the training images."""
+    """Find the images that are least like the training images, or like the others."""
     from barlow.embeddings.anomalies import find_anomalies
 
     print_table(_call(_anomalies, find_anomalies, argv))
@@ -220,7 +227,7 @@ def _export(argv: list[str]) -> None:
     done = _call(_export, export, argv)
     print(f"wrote {done.path}")
     if done.difference is not None:
-        print(f"its features differ from PyTorch's by {done.difference:.1e} at most")
+        print(f"what it computes differs from PyTorch's by {done.difference:.1e} at most")
 
 
 def _push(argv: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,15 @@ if TYPE_CHECKING:
     from barlow.evaluation import Result
     from barlow.evaluation.compare import Comparison
 
+_ROWS, _SILENCE = 30.0, 60.0  # seconds between rows, and without a line
+
 
 def reporter(quiet: bool = False, verbose: bool = False) -> Reporter:
     """A bar in a terminal, lines in a log."""
     if quiet and verbose:
         raise UserError("--quiet and --verbose are both given: give one of them")
     if quiet:
+        logging.getLogger("barlow.progress").setLevel(logging.WARNING)
         return Warnings()
     return Bar(verbose) if sys.stdout.isatty() else Lines(verbose)
 
@@ -31,24 +35,39 @@ class Warnings(Reporter):
 
 
 class Lines(Reporter):
-    """One line an epoch, or for every row of `metrics.csv`, for logs."""
+    """For logs: the first row, each with a look at held-out images, and one every half minute.
+
+    Or every row; and how far it is, after a minute without a line.
+    """
 
     def __init__(self, verbose: bool) -> None:
         self._verbose = verbose
+        self._row_at = -float("inf")
+
+    def start(self, done: float, total: float, unit: str = "step") -> None:
+        self._unit, self._total, self._said_at = unit, total, time.monotonic()
+
+    def step(self, done: float) -> None:
+        if time.monotonic() - self._said_at >= _SILENCE:
+            self.say(f"{self._unit} {done:.0f} of {self._total:.0f}")
 
     def row(self, row: Mapping[str, float], text: str) -> None:
-        if self._verbose or float(row["epoch"]).is_integer():
+        looked = "val_loss" in row or "effective_rank" in row
+        if self._verbose or looked or time.monotonic() - self._row_at >= _ROWS:
+            self._row_at = time.monotonic()
             self.say(text)
 
     def say(self, text: str) -> None:
+        self._said_at = time.monotonic()
         print(f"barlow: {text}", flush=True)
 
 
 class Bar(Reporter):
-    """A rich progress bar with the loss, its two terms, images a second and the time left."""
+    """A rich progress bar with k-NN, the loss, its two terms, images a second and the time left."""
 
     def __init__(self, verbose: bool) -> None:
         self._verbose = verbose
+        self._knn = ""
         self._progress: Any = None
 
     def start(self, done: float, total: float, unit: str = "step") -> None:
@@ -69,11 +88,14 @@ class Bar(Reporter):
     def row(self, row: Mapping[str, float], text: str) -> None:
         if self._verbose:
             self.say(text)
+        if "knn_top1" in row:
+            self._knn = f"k-NN {row['knn_top1']:.1%}, "
         validation = f" (validation {row['val_loss']:.4g})" if "val_loss" in row else ""
         self._progress.update(
             self._task,
-            terms=f"loss {row['loss']:.4g}{validation} = invariance {row['invariance']:.4g} + "
-            f"lambd x redundancy {row['redundancy']:.4g}, {row['images_per_second']:.0f} images/s",
+            terms=f"{self._knn}loss {row['loss']:.4g}{validation} = "
+            f"invariance {row['invariance']:.4g} + lambd x redundancy {row['redundancy']:.4g}, "
+            f"{row['images_per_second']:.0f} images/s",
         )
 
     def say(self, text: str) -> None:
@@ -92,11 +114,12 @@ class _ToStderr(logging.Handler):
         print(f"barlow: {record.getMessage()}", file=sys.stderr)
 
 
-def tell_origins() -> None:
-    """From now on, say on stderr what was recognised in a file of another project."""
-    logger = logging.getLogger("barlow.share")
-    logger.setLevel(logging.INFO)
-    logger.handlers = [_ToStderr()]
+def tell() -> None:
+    """From now on, say on stderr what a file of another project holds, and what takes long."""
+    for name in ("barlow.share", "barlow.progress"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.handlers = [_ToStderr()]
 
 
 def print_table(result: "Result | Comparison | Listing") -> None:

@@ -107,6 +107,31 @@ def decode(raw: Raw, in_chans: int = 3) -> Tensor:
     return Picture(raw, in_chans).decode()
 
 
+def brightest(raw: Raw, in_chans: int = 3) -> int | None:
+    """The largest value of a 16-bit image; None for any other, of whose file a header is read.
+
+    Raises:
+        BrokenImage: if it cannot be read.
+
+    Example:
+        >>> brightest(np.full((4, 6), 4095, np.uint16)), brightest(np.zeros((4, 6), np.uint8))
+        (4095, None)
+    """
+    with _reasons():
+        if isinstance(raw, Tensor):
+            return None
+        if isinstance(raw, np.ndarray):
+            array = raw
+        elif _is_npy(raw):
+            array = _load_npy(raw)
+        else:
+            with open_image(raw) as image:
+                if not image.mode.startswith("I"):
+                    return None
+                array = _values(image) if in_chans in (1, 3) else _stack_pages(image)
+        return int(array.max()) if array.dtype.kind in "iu" and _wide(array) else None
+
+
 @contextmanager
 def _reasons() -> Iterator[None]:
     """Whatever a decoder raises (OSError, SyntaxError, struct.error...) becomes BrokenImage."""
@@ -125,7 +150,7 @@ def read_bytes(file: str | Path, start: int = 0, size: int = -1) -> bytes:
         UserError: if the disk stays away.
         OSError: if it is the file that cannot be read.
     """
-    waits = iter(_WAITS)
+    tried = 0
     while True:
         try:
             with open(file, "rb") as opened:
@@ -135,8 +160,11 @@ def read_bytes(file: str | Path, start: int = 0, size: int = -1) -> bytes:
             away = error.errno in _AWAY
             if not away and error.errno != errno.EIO:
                 raise
-            if (wait := next(waits, None)) is not None:
-                time.sleep(wait)
+            # A bad sector stays bad; over a network, EIO passes in a second or two.
+            waits = _WAITS if away else _WAITS[:2]
+            if tried < len(waits):
+                time.sleep(waits[tried])
+                tried += 1
             elif away:
                 name = os.fsencode(file).decode(errors="backslashreplace")
                 raise UserError(

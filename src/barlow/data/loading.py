@@ -11,6 +11,7 @@ from barlow.data.source import Source
 from barlow.data.streaming import stream
 from barlow.errors import UserError
 from barlow.views import TwoViews
+from barlow.views.geometry import onto
 
 _BATCHED_UP_TO = 64  # pixels: smaller images are cropped as a batch, on the device
 
@@ -106,20 +107,15 @@ class Loader:
             order = self._rows[order]
         if self._images is not None:
             for position in positions:
-                batch = self._to_device(self._images[order[position]])
+                batch = onto(self._images[order[position]], self.device)
                 yield self.views(batch, key=key, position=position)
         else:
             addresses = ((order[position], position) for position in positions)
             for crops in stream(self._read, self.views, addresses, key, self.workers):
                 for row, reason in crops.broken:
                     self.source.skip(row, reason)
-                view1, view2 = self._to_device(crops.view1), self._to_device(crops.view2)
+                view1, view2 = (onto(view, self.device) for view in (crops.view1, crops.view2))
                 yield self.views.finish(view1, view2, key, crops.position)
-
-    def _to_device(self, images: Tensor) -> Tensor:
-        if self.device.type == "cuda":  # from pinned memory, while the step before goes on
-            images = images.pin_memory()
-        return images.to(self.device, non_blocking=True)
 
     def _positions(self, first_step: int) -> Iterator[Tensor]:
         """Where this rank's images stand in the epoch's order, (batch_size / world_size,)."""

@@ -4,22 +4,28 @@ import difflib
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from barlow.data.decode import BrokenImage, brightest
 from barlow.data.digits import open_mnist5k
 from barlow.data.folder import entries_of, open_folder, some_of, walk
 from barlow.data.hub import PREFIX, open_hub
 from barlow.data.lists import metadata_files, open_metadata, open_text
 from barlow.data.shards import open_shards
-from barlow.data.source import MAX_BROKEN, Source, Table
+from barlow.data.source import MAX_BROKEN, Source, Table, spread
 from barlow.data.splits import NAMES, Choose, NoSuchSplit, chooser
 from barlow.data.tables import holds_images, open_parquet
 from barlow.data.vision import KNOWN, open_torchvision
 from barlow.errors import UserError
 
 log = logging.getLogger(__name__)
+
+_LOOKED_AT = 8  # images of a source of 16-bit ones
+_DARK = 65536 // 4
+_told = set[str]()  # a command opens a source again for its test images, trackers, page
 
 NAMED: dict[str, Callable[[Choose], Table]] = {
     "mnist5k": open_mnist5k,
@@ -67,7 +73,9 @@ def open_source(
     choose = chooser(name, explicit or split, explicit=bool(explicit))
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}: it must be at least 1")
-    return Source(source, _open(name, choose), in_chans, limit, max_broken)
+    images = Source(source, _open(name, choose), in_chans, limit, max_broken)
+    _tell_if_dark(images)
+    return images
 
 
 def open_held_out(
@@ -87,6 +95,27 @@ def open_held_out(
     except NoSuchSplit:
         return None
     return Source(source, table, in_chans, limit, max_broken)
+
+
+def _tell_if_dark(images: Source) -> None:
+    """Warn once of 16-bit images that use little of their range; of others one is looked at."""
+    if images.far or images.name in _told:
+        return
+    most = 0
+    for row in spread(len(images), _LOOKED_AT):
+        with suppress(BrokenImage):
+            value = brightest(images.records[row], images.in_chans)
+            if value is None or value >= _DARK:
+                return
+            most = max(most, value)
+    if most:
+        _told.add(images.name)
+        log.warning(
+            "%s: the brightest of its 16-bit values seen is %d of 65535: images are read as "
+            "near-black; stretch them beforehand (docs/data.md)",
+            images.name,
+            most,
+        )
 
 
 def _parse(source: str) -> tuple[str, str]:

@@ -82,7 +82,9 @@ class _Batches(Dataset[Crops | UserError]):
 
     def __init__(self, source: Source, views: TwoViews, key: int) -> None:
         """See `stream`."""
-        self.source, self.views, self.key = source, views, key
+        self.source, self.key = source, key
+        # Not the views: where workers are spawned, what they have on a device cannot follow.
+        self.size, self.settings = views.image_size, views.settings
 
     def __getitem__(self, address: Address) -> Crops | UserError:
         """One batch, or what is to be told the user: raised here, torch would wrap it."""
@@ -108,7 +110,7 @@ class _Batches(Dataset[Crops | UserError]):
         crops: list[tuple[Tensor, Tensor]] = []
         for (row, picture), box, place in zip(opened, boxes, position, strict=True):
             try:
-                crops.append(cut(picture, box, self.views.image_size))
+                crops.append(cut(picture, box, self.size))
             except BrokenImage as error:  # the header was good, the rest is not
                 broken.append((row, str(error)))
                 self._check(row, broken)
@@ -142,7 +144,7 @@ class _Batches(Dataset[Crops | UserError]):
             geometry.crop_boxes(
                 settings, address.key(self.key, view, _CROP), position, sizes[:, 0], sizes[:, 1]
             )
-            for view, settings in enumerate(self.views.settings)
+            for view, settings in enumerate(self.settings)
         ]
         return torch.stack(boxes, 1)
 

@@ -1,13 +1,14 @@
-"""Images that are unlike all that was seen before."""
+"""Images that are unlike all that was seen before, or unlike the others of one file."""
 
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from barlow.embeddings.images import thumbnails
 from barlow.embeddings.neighbours import nearest
 from barlow.embeddings.sheet import Card, Listing, write_csv, write_sheet
-from barlow.embeddings.table import open_table
+from barlow.embeddings.table import Table, open_table
 from barlow.errors import UserError
 
 _AT_ONCE = 4096  # images judged in one pass over the training images
@@ -15,38 +16,41 @@ _AT_ONCE = 4096  # images judged in one pass over the training images
 
 def find_anomalies(
     file: str,
-    train: str,
+    train: str | None = None,
     *,
     k: int = 5,
     top: int = 20,
     out: str | None = None,
     html: str | None = None,
 ) -> Listing:
-    """Rank images by their distance to the nearest training images.
+    """Rank images by their distance to the nearest training images, or to those of their own file.
 
-    The distance is 1 less the mean cosine similarity to the k nearest.
+    The distance is 1 less the mean cosine similarity to the k nearest; no image is its own.
 
     Args:
         file: Parquet file that `barlow embed` wrote, of the images to judge.
-        train: the same of the training images, by the same encoder.
-        k: how many of the nearest training images count.
+        train: the same of the training images, by the same encoder; default the images to judge.
+        k: how many of the nearest images count.
         top: how many images to show, the most distant first.
         out: CSV file to write, with the distance of every image.
-        html: page to write, with the images shown and the training image nearest to each.
+        html: page to write, with the images shown and the image nearest to each.
 
     Returns:
         The first images.
 
     Raises:
-        UserError: if the two files are of different encoders.
+        UserError: if the two files are of different encoders, or there is one image in all.
     """
     if k < 1:
         raise UserError(f"k is {k}: give 1 or more")
-    table, known = open_table(file), open_table(train)
+    table, known = open_table(file), open_table(train or file)
     if len({t.about["encoder"] for t in (table, known) if t.about}) > 1:
         raise UserError(f"{file} and {train} are of different encoders: embed both with one")
+    one = known.path.samefile(table.path)
+    if one and table.images == 1:
+        raise UserError(f"{file} has one image: give --train, with images to compare it with")
     found = [
-        nearest(known, table.vectors(start, min(start + _AT_ONCE, table.images)), k)
+        _nearest(known, table, range(start, min(start + _AT_ONCE, table.images)), k, one)
         for start in range(0, table.images, _AT_ONCE)
     ]
     distance = torch.cat([1 - similarity.mean(1) for similarity, _ in found])  # (N,)
@@ -61,7 +65,7 @@ def find_anomalies(
             distance[order].tolist(), names, labels, known.names(nearest_row), strict=True
         )
     ]
-    headings = ["distance", "image", "label", "nearest training image"]
+    headings = ["distance", "image", "label", f"nearest {'other' if one else 'training'} image"]
     if out is not None:
         write_csv(Path(out), headings, lines)
     if html is not None:
@@ -73,3 +77,13 @@ def find_anomalies(
         ]
         write_sheet(html, f"Anomalies in {file}", sections)
     return Listing(headings, lines[:top])
+
+
+def _nearest(known: Table, table: Table, of: range, k: int, one: bool) -> tuple[Tensor, Tensor]:
+    """The nearest to some images, and if both files are one, none of them its own."""
+    similarity, rows = nearest(known, table.vectors(of.start, of.stop), k + one)
+    if not one:
+        return similarity, rows
+    others = rows != torch.arange(of.start, of.stop)[:, None]
+    others[others.all(1), -1] = False  # of more copies than were asked for, it may not be found
+    return similarity[others].view(len(rows), -1), rows[others].view(len(rows), -1)

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,8 @@ def write_embeddings(
         batch_size=batch_size,
         reporter=reporter,
     )
-    launch(create_fabric(asked), task)
+    # Each has its parts and no need of the others until the end.
+    launch(create_fabric(asked, timedelta(days=7)), task)
 
 
 def _write(

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -16,6 +17,7 @@ from barlow.checkpoint import write_atomically, write_text
 from barlow.data import Preprocess, Source, eval_batches, open_source, preprocess_of
 from barlow.errors import UserError
 from barlow.evaluation.compared import device_for
+from barlow.evaluation.features import telling
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,11 @@ class Classifier(nn.Module):
         features = encoder.num_features
         assert isinstance(features, int)
         self.head = nn.Linear(features, len(classes))
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """What images go through first, that of the encoder."""
+        return preprocess_of(self.encoder)
 
     def forward(self, images: Tensor) -> Tensor:
         """Preprocessed images `(N, C, H, W)` to logits `(N, classes)`."""
@@ -78,12 +85,29 @@ def save_classifier(classifier: Classifier, folder: str | Path) -> None:
     write_text(folder / "classifier.json", json.dumps(told, indent=2) + "\n")
 
 
+def keep_classifier(classifier: Classifier, folder: str) -> None:
+    """`save_classifier` at the end of an evaluation: a full disk must not cost its result."""
+    try:
+        save_classifier(classifier, folder)
+    except (OSError, UserError) as error:
+        log.warning("the classifier is not saved: %s", error)
+
+
 def refuse_other(folder: Path) -> None:
-    """Raise a UserError if a folder holds anything but a classifier."""
-    if not folder.exists() or (folder / "classifier.json").exists():
-        return
-    if not folder.is_dir() or any(folder.iterdir()):
+    """Raise now what would stop `save_classifier` after hours of work; nothing is written.
+
+    Raises:
+        UserError: if the folder holds anything but a classifier.
+        OSError: if nothing can be written there.
+    """
+    other = folder.exists() and not (folder / "classifier.json").exists()
+    if other and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} holds something other than a classifier: give a new folder")
+    try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 def load_classifier(folder: str | Path) -> Classifier:
@@ -100,12 +124,12 @@ def load_classifier(folder: str | Path) -> Classifier:
     if not (folder / "classifier.json").exists():
         raise UserError(
             f"no classifier in {folder}: make one with `barlow evaluate ENCODER "
-            f"--train SOURCE --protocol finetune --out {folder}`"
+            f"--train SOURCE --out {folder}`"
         )
     try:
         told = json.loads((folder / "classifier.json").read_text())
         if told["version"] != _VERSION:
-            raise UserError(f"{folder} is of another version of barlow: fine-tune again")
+            raise UserError(f"{folder} is of another version of barlow: make it again")
         classifier = Classifier(load_encoder(folder / "encoder"), list(told["classes"]))
         classifier.encoder.preprocess = Preprocess(**told["preprocess"])
         classifier.head.load_state_dict(load_file(folder / "head.safetensors"))
@@ -128,9 +152,10 @@ def predict(
     """Classify images with a saved classifier and write the predictions as a table.
 
     Args:
-        model: folder of a classifier, as `finetune` saves it.
+        model: folder of a classifier, as `barlow evaluate --out` keeps it.
         source: images, labelled or not; `::split` at its end picks one split.
-        out: CSV file to write: id, class and probability of each image.
+        out: CSV file to write: id, class and its probability of each image, then the probability
+            of every class, under its name.
         batch_size: images at a time.
         limit: only the first so many images.
         accelerator: auto, cpu, cuda or mps.
@@ -153,11 +178,12 @@ def predict(
         nonlocal written
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         table = csv.writer(text, lineterminator="\n")
-        table.writerow(["id", "class", "probability"])
+        table.writerow(["id", "class", "probability", *classifier.classes])
         for scores, rows in scores_of(classifier, images, batch_size):
-            probability, at = scores.softmax(1).max(1)  # (B,), (B,)
-            for row, p, c in zip(rows.tolist(), probability.tolist(), at.tolist(), strict=True):
-                table.writerow([images.ids[row], classifier.classes[c], f"{p:.4f}"])
+            best = scores.argmax(1).tolist()
+            for row, c, shares in zip(rows.tolist(), best, scores.softmax(1).tolist(), strict=True):
+                told = [f"{share:.4f}" for share in shares]
+                table.writerow([images.ids[row], classifier.classes[c], told[c], *told])
             written += len(rows)
         text.flush()
         text.detach()  # the file is not ours to close
@@ -175,6 +201,7 @@ def scores_of(
     classifier.eval()
     device = classifier.head.weight.device
     preprocess = preprocess_of(classifier.encoder)
-    for images, rows in eval_batches(source, preprocess, batch_size, device=device):
+    batches = eval_batches(source, preprocess, batch_size, device=device)
+    for images, rows in telling(batches, f"classes of {len(source):,} images of {source.name}"):
         with torch.inference_mode():
             yield classifier(images).float().cpu(), rows

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from barlow.data.decode import BrokenImage
 from barlow.data.source import hash_of
 from barlow.errors import UserError
 from barlow.evaluation import kept
+from barlow.progress import slow
 from barlow.ranks import (
     Devices,
     create_fabric,
@@ -136,6 +137,7 @@ def _extract_by_processes(
             source=source,
             batch_size=batch_size,
             folder=folder,
+            aloud=logging.getLogger("barlow.progress").isEnabledFor(logging.INFO),
         )
         launch(create_fabric(asked), task)
         shares = [torch.load(file, weights_only=True) for file in Path(folder).iterdir()]
@@ -156,12 +158,16 @@ def _extract_share(
     source: Source,
     batch_size: int,
     folder: str,
+    aloud: bool,
 ) -> None:
     share_threads(processes_here(asked))
+    if aloud:  # what the parent has set for its logs is not known here
+        logging.basicConfig(format="barlow: %(message)s")
+        logging.getLogger("barlow.progress").setLevel(logging.INFO)
     rows = torch.arange(fabric.global_rank, len(source), fabric.world_size)
     share = source.part(rows)
     share.max_broken = 1.0  # whether there are too many is seen when all shares are together
-    found = list(stream_features(encoder.to(fabric.device), share, batch_size))
+    found = list(_features(encoder.to(fabric.device), share, batch_size))
     read = torch.cat([rows[:0], *(rows[at] for _, at in found)])
     unread = rows[~torch.isin(rows, read)].tolist()
     content = {
@@ -175,7 +181,7 @@ def _extract_share(
 def extract(encoder: nn.Module, source: Source, batch_size: int = 256) -> tuple[Tensor, Tensor]:
     """`features_of` without cache, for all images of a source."""
     x, read = torch.empty(0), list[Tensor]()
-    for y, rows in stream_features(encoder, source, batch_size):
+    for y, rows in _features(encoder, source, batch_size):
         if not read:  # one array from the start: joining batches would take it twice
             x = torch.empty(len(source), y.shape[1])
         start = sum(len(rows) for rows in read)
@@ -185,6 +191,29 @@ def extract(encoder: nn.Module, source: Source, batch_size: int = 256) -> tuple[
         raise UserError(f"{source.name}: no image could be read")
     indices = torch.cat(read)
     return x[: len(indices)], indices
+
+
+def _features(
+    encoder: nn.Module, source: Source, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    spec = getattr(encoder, "spec", None)
+    by = f" by {spec.name}" if spec else ""
+    return telling(
+        stream_features(encoder, source, batch_size),
+        f"features of {len(source):,} images of {source.name}{by}",
+    )
+
+
+def telling(batches: Iterable[tuple[Tensor, Tensor]], what: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same batches, the second of each its rows; the first rank says how far they are."""
+    if _rank():
+        yield from batches
+        return
+    each = f" in each of {_world_size()} processes" if _world_size() > 1 else ""
+    with slow(what + each) as reached:
+        for batch in batches:
+            yield batch
+            reached(f"{int(batch[1][-1]) + 1:,} done")
 
 
 def stream_features(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from barlow.data import Source
+from barlow.data.lists import FILE_COLUMNS, LABEL_COLUMNS
 from barlow.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 Kind = Literal["classes", "tags", "numbers"]
 AnyKind = Literal["auto", "classes", "tags", "numbers"]
 
-_FILE_COLUMNS = ("file_name", "filename", "file", "path", "image", "id")
+_FILE_COLUMNS = (*FILE_COLUMNS, "id")
 _SEPARATOR = re.compile(r"\s*[|;]\s*")
 _MISSING = ("na", "n/a", "nan", "null", "none")  # and what begins with #, such as Excel's #N/A
 
@@ -68,9 +69,10 @@ def read_labels(file: str | Path, ids: Sequence[str], kind: AnyKind, folder: str
 
     The file name stands in a column `file_name` (or file, path, image, id; else the first): the
     source's id, the last parts of it, or a longer path that ends in it, from the source's folder
-    on. One further column holds a class, several tags with `|` or `;` between them, or a number;
-    several columns hold a number each, or 0 and 1 for tags. A column without a heading is left
-    out.
+    on, as Windows or others write it. One further column holds a class, several tags with `|` or
+    `;` between them, or a number; several columns hold a number each, or 0 and 1 for tags. If one
+    of several is called label, class, category or target, it is read alone. A column without a
+    heading is left out; capitals in headings do not matter.
 
     Args:
         file: the CSV file.
@@ -88,11 +90,12 @@ def read_labels(file: str | Path, ids: Sequence[str], kind: AnyKind, folder: str
             has values of another kind.
     """
     columns, lines = _table(Path(file))
-    places = _places([name for name, *_ in lines], ids, folder)
+    written = [name for name, *_ in lines]
+    places = _places([*written, *map(_from_windows, written)], ids, folder)
     rows, cells = list[int](), list[list[str]]()
     unknown, empty = list[str](), list[str]()
     for name, *values in lines:
-        row = places.get(name)
+        row = places.get(name, places.get(_from_windows(name)))
         if row is None:
             unknown.append(name)
         elif row < 0:
@@ -102,6 +105,8 @@ def read_labels(file: str | Path, ids: Sequence[str], kind: AnyKind, folder: str
             cells.append(values)
         else:
             empty.append(name)
+    if empty and not rows:
+        raise UserError(f"{file}: no image has a value in every column ({', '.join(columns)})")
     if not rows:
         first = f"the first line names {lines[0][0]}" if lines else "it has no lines"
         raise UserError(f"{file} labels no image of the source: {first}, images are like {ids[0]}")
@@ -126,8 +131,10 @@ def _table(file: Path) -> tuple[list[str], list[list[str]]]:
         first = next((line for line in written if line.strip()), "")
         separator = max(",;\t", key=first.count)  # of equals the comma
         heading, *lines = [line for line in csv.reader(written, delimiter=separator) if any(line)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, csv.Error) as error:
         raise UserError(f"cannot read {file}: {error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f'cannot read {file}: {error}: in Excel save it as "CSV UTF-8"') from None
     except ValueError:
         raise UserError(f"{file} is empty: expected a line of headings, then file,label") from None
     for number, line in enumerate(lines, 2):
@@ -135,12 +142,19 @@ def _table(file: Path) -> tuple[list[str], list[list[str]]]:
             raise UserError(
                 f"{file}, line {number}: {len(line)} values under {len(heading)} headings"
             )
-    at = next((heading.index(c) for c in _FILE_COLUMNS if c in heading), None)
+    heading = [name.strip() for name in heading]
+    plain = [name.lower().replace(" ", "_") for name in heading]
+    at = next((plain.index(c) for c in _FILE_COLUMNS if c in plain), None)
     if at is None:  # a first column without a heading may be file names, or an index before them
-        at = int(not heading[0].strip() and all(line[0].isdecimal() for line in lines))
-    rest = [i for i in range(len(heading)) if i != at and heading[i].strip()]
+        at = int(not heading[0] and all(line[0].isdecimal() for line in lines))
+    rest = [i for i in range(len(heading)) if i != at and heading[i]]
     if not rest:
         raise UserError(f"{file} has one column: expected a file name and a label, with headings")
+    usual = [i for i in rest if plain[i] in LABEL_COLUMNS]
+    if len(usual) == 1 < len(rest):
+        others = ", ".join(heading[i] for i in rest if i not in usual)
+        log.warning("%s: column %s is read; left out: %s", file, heading[usual[0]], others)
+        rest = usual
     return (
         [heading[i] for i in rest],
         [[line[at].strip().removeprefix("./"), *(line[i].strip() for i in rest)] for line in lines],
@@ -163,6 +177,10 @@ def _places(names: Sequence[str], ids: Sequence[str], folder: str) -> dict[str, 
     return places | {name: row for row, name in enumerate(ids) if name in asked}
 
 
+def _from_windows(name: str) -> str:
+    return name.replace("\\", "/").removeprefix("./")
+
+
 def _ends(path: str) -> Iterator[str]:
     """The path, and what is left of it without its first folder, its second, ..."""
     while path:
@@ -178,7 +196,7 @@ def _kind(columns: list[str], cells: list[list[str]], file: str) -> Kind:
         return "tags"
     others = [value for value in values if _number(value) is None]
     if others and (wrong := _among_numbers(values, others)):
-        raise UserError(f"{_no_number(file, wrong, columns[0])}; or give --kind classes")
+        raise UserError(f"{_no_number(file, wrong, columns, 0)}; or give --kind classes")
     return "classes" if others or all(value.isdecimal() for value in values) else "numbers"
 
 
@@ -193,16 +211,20 @@ def _among_numbers(values: list[str], others: list[str]) -> str | None:
     return next(gaps, None) if numbers else None
 
 
-def _no_number(file: str, value: str, column: str) -> str:
+def _no_number(file: str, value: str, columns: list[str], at: int) -> str:
+    several = f"; or keep only one of {', '.join(columns)}" if len(columns) > 1 else ""
     return (
-        f"{file}: {value!r} in column {column} is not a number: leave the cell empty where none "
-        "is known, and write a point for a comma"
+        f"{file}: {value!r} in column {columns[at]} is not a number: leave the cell empty where "
+        f"none is known, and write a point for a comma{several}"
     )
 
 
 def _classes(columns: list[str], cells: list[list[str]], file: str) -> tuple[list[str], Tensor]:
     if len(columns) > 1:
-        raise UserError(f"{file} has {len(columns)} columns of values: classes stand in one")
+        raise UserError(
+            f"{file} has {len(columns)} columns of values: classes stand in one, "
+            f"found {', '.join(columns)}"
+        )
     values = [line[0] for line in cells]
     numeric = all(value.isdecimal() for value in values)
     names = sorted(set(values), key=int) if numeric else sorted(set(values))
@@ -215,7 +237,9 @@ def _classes(columns: list[str], cells: list[list[str]], file: str) -> tuple[lis
 def _tags(columns: list[str], cells: list[list[str]], file: str) -> tuple[list[str], Tensor]:
     if len(columns) > 1:
         if not {v for line in cells for v in line} <= {"0", "1"}:
-            raise UserError(f"{file}: tags in columns are 0 or 1, other values are there")
+            raise UserError(
+                f"{file}: tags in columns are 0 or 1, other values are in {', '.join(columns)}"
+            )
         return columns, torch.tensor([[float(v) for v in line] for line in cells])
     lists = [{tag for tag in _SEPARATOR.split(line[0]) if tag} for line in cells]
     names = sorted(set().union(*lists))
@@ -228,9 +252,9 @@ def _tags(columns: list[str], cells: list[list[str]], file: str) -> tuple[list[s
 
 def _numbers(columns: list[str], cells: list[list[str]], file: str) -> tuple[list[str], Tensor]:
     for line in cells:
-        for column, value in zip(columns, line, strict=True):
+        for at, value in enumerate(line):
             if _number(value) is None:
-                raise UserError(_no_number(file, value, column))
+                raise UserError(_no_number(file, value, columns, at))
     return columns, torch.tensor([[float(v) for v in line] for line in cells])
 
 

@@ -31,7 +31,7 @@ def measured(
 
 
 def classification(scores: Tensor, y: Tensor, name: str, loss: bool = True) -> dict[str, float]:
-    """Cross-entropy, top-1 and, with more than five classes, top-5.
+    """Cross-entropy, top-1, with more than five classes top-5, of unequal ones the mean recall.
 
     Args:
         scores: `(N, C)` logits; only their order matters without `loss`.
@@ -41,6 +41,8 @@ def classification(scores: Tensor, y: Tensor, name: str, loss: bool = True) -> d
 
     Returns:
         For example `{"val_loss": ..., "val_top1": ..., "val_top5": ...}`; accuracies in 0 to 1.
+        Of "val", where the largest class there has more than twice the images of the smallest,
+        also `val_recall`: the share of each class's images that are right, mean over the classes.
 
     Example:
         >>> import torch
@@ -48,10 +50,14 @@ def classification(scores: Tensor, y: Tensor, name: str, loss: bool = True) -> d
         {'val_top1': 0.5}
     """
     found = {f"{name}_loss": float(F.cross_entropy(scores, y))} if loss else {}
-    found[f"{name}_top1"] = float(right(scores, y).float().mean())
+    correct = right(scores, y)
+    found[f"{name}_top1"] = float(correct.float().mean())
     if scores.shape[1] > 5:
         top = scores.topk(5).indices  # (N, 5)
         found[f"{name}_top5"] = float((top == y[:, None]).any(1).float().mean())
+    _, place, images = torch.unique(y, return_inverse=True, return_counts=True)
+    if name == "val" and images.max() > 2 * images.min():
+        found["val_recall"] = float((torch.bincount(place, correct.double()) / images).mean())
     return found
 
 

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from barlow.data import preprocess_of
+from barlow.encoders import spec_of
 from barlow.errors import UserError
+from barlow.evaluation.classifier import Classifier, keep_classifier, refuse_other
 from barlow.evaluation.compared import compared, encoder_at, run_views
 from barlow.evaluation.features import cache_folder, features_of, tell_unread
 from barlow.evaluation.knn import knn_scores
@@ -18,6 +20,7 @@ from barlow.evaluation.regression import ridge_probe, tag_probe
 from barlow.evaluation.result import Result, Row
 from barlow.evaluation.sgd import sgd_probe
 from barlow.evaluation.task import Part, Task, open_task
+from barlow.progress import slow
 
 _PASSES = 100  # over augmented images, Zbontar et al. 2021, appendix A
 
@@ -46,6 +49,7 @@ def linear(
     seed: int = 0,
     batch_size: int = 256,
     limit: int | None = None,
+    out: str | None = None,
     cache: bool = True,
     accelerator: str = "auto",
     devices: int = 1,
@@ -72,6 +76,7 @@ def linear(
         seed: chooses the labels, orders the images, initialises the random baseline.
         batch_size: images at a time through the encoder.
         limit: use only the first so many images of each source.
+        out: folder to save the encoder and its classifier in, for `predict`.
         cache: keep features in $BARLOW_CACHE, by default ~/.cache/barlow/features.
         accelerator: auto, cpu, cuda or mps, where an encoder that is loaded runs; a module stays
             where it is, and what is fitted to features is fitted on the CPU.
@@ -83,7 +88,10 @@ def linear(
 
     Raises:
         UserError: if the labels do not fit, or an option is out of range.
+        OSError: if nothing can be written to `out`.
     """
+    if out is not None:
+        refuse_other(Path(out))
     module = encoder_at(encoder, accelerator)
     in_chans = preprocess_of(module).in_chans
     task = open_task(
@@ -97,6 +105,12 @@ def linear(
     ).few(label_fraction, labels_per_class, seed)
     if task.kind != "classes" and (augment or epochs is not None):
         raise UserError(f"SGD is for classes, and these labels are {task.kind}: leave it out")
+    if out is not None:
+        if task.kind != "classes":
+            raise UserError(
+                f"a classifier is of classes, and these labels are {task.kind}: leave --out away"
+            )
+        spec_of(module)  # or it could not be saved
     rows, classes = [], len(task.names)
     for name, one, learnt, held_out in _lines(
         module, task, baseline, seed, batch_size, cache, devices
@@ -111,11 +125,16 @@ def linear(
             )
             chosen = {"rate": rate}
         else:
-            classifier, chosen = _fit(task.kind, learnt, classes, epochs, seed)
+            with slow(f"a classifier on the features of {len(learnt.x):,} images"):
+                classifier, chosen = _fit(task.kind, learnt, classes, epochs, seed)
         scores = classifier(held_out.x)
         values = measured(task.kind, classifier(learnt.x), learnt.y, "train")
         values |= measured(task.kind, scores, held_out.y, "val")
         rows.append(Row(name, values, chosen=chosen, **_by_image(task, scores, held_out)))
+    if out is not None:  # the last row is the one with pretraining
+        whole = Classifier(module, task.names)
+        whole.head.load_state_dict({"weight": classifier.weight.T, "bias": classifier.bias})
+        keep_classifier(whole, out)
     return Result("linear", tuple(rows), data=task.described())
 
 
@@ -205,12 +224,13 @@ def _lines(
         "cache": cache_folder() if cache else None,
         "devices": devices,
     }
-    for name, make in compared(encoder, baseline):
+    for line, (name, make) in enumerate(compared(encoder, baseline)):
         one = make(seed)
 
-        def features(part: Part, one: nn.Module = one) -> Features:
+        def features(part: Part, one: nn.Module = one, first: bool = not line) -> Features:
             x, rows = features_of(one, part.source, part.rows, **how)
-            tell_unread(part.source, part.rows, rows)
+            if first:
+                tell_unread(part.source, part.rows, rows)
             return Features(x, part.known(rows), rows)
 
         yield name, one, features(task.train), features(task.test)

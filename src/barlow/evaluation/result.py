@@ -27,6 +27,7 @@ _COLUMNS = {
     "val_loss": ("validation loss", "{:.4f}"),
     "val_top1": ("validation top-1", "{:.2%}"),
     "val_top5": ("validation top-5", "{:.2%}"),
+    "val_recall": ("validation mean recall", "{:.2%}"),
     "train_map": ("training mAP", "{:.4f}"),
     "val_map": ("validation mAP", "{:.4f}"),
     "train_r2": ("training R2", "{:.4f}"),

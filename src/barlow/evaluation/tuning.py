@@ -17,6 +17,7 @@ from barlow.evaluation.features import device_of, features_of
 from barlow.evaluation.linear import LinearClassifier, logistic_probe
 from barlow.evaluation.task import Part
 from barlow.optim import parameter_groups, warmup_cosine
+from barlow.progress import slow
 from barlow.views import TwoViews
 
 _ORDER, _VIEWS, _LAYERS = 105, 106, 107  # streams of random numbers
@@ -64,7 +65,8 @@ def tune(
     device = device_of(encoder)
     x, rows = features_of(encoder, part.source, part.rows, batch_size=batch_size)
     with torch.no_grad():
-        probe = _probe(x, part.known(rows), len(classes), seed)
+        with slow(f"a logistic regression on {len(x):,} images, where fine-tuning starts"):
+            probe = _probe(x, part.known(rows), len(classes), seed)
         classifier.head.weight.copy_(probe.weight.T)
         classifier.head.bias.copy_(probe.bias)
     classifier.to(device)
@@ -78,7 +80,10 @@ def tune(
     images = Images(part, geometry(encoder, views, view1))
     starts = _starts(len(part.rows), batch_size)
     steps, step = epochs * len(starts), 0
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        slow(f"fine-tuning at rate {rate:g}, seed {seed}, {steps:,} steps") as reached,
+    ):
         torch.manual_seed(key(seed, _LAYERS))
         for epoch in range(epochs):
             classifier.train()
@@ -90,6 +95,7 @@ def tune(
                 batch, chosen = images.draw(order[start:end], key(seed, _VIEWS, epoch), start)
                 y = part.y[chosen]
                 step += 1
+                reached(f"{step:,} done")
                 if len(y) < 2:  # batch norm has no variance of one image
                     continue
                 loss = F.cross_entropy(classifier(batch), y.to(device))

@@ -95,4 +95,7 @@ class BarlowTwinsLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """What `print` shows."""
-        return f"lambd={self.lambd}, scale={self.scale}, form={self.form!r}"
+        return (
+            f"lambd={self.lambd}, scale={self.scale}, "
+            f"off_diagonal_target={self.off_diagonal_target}, form={self.form!r}"
+        )

@@ -30,6 +30,7 @@ _LARGE, _SMALL = 96, 40  # pixels of a picture, of a thumbnail
 _BATCH = 256  # images for the matrix, at most
 _FEWEST = 10  # images that a map needs
 _STREAM = 108
+_ROOM = 8 * 2**30  # bytes free on a GPU
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,9 @@ def look(run: Run) -> Seen:
     model = first_model(settings)
     preprocess = model.encoder.preprocess
     assert isinstance(preprocess, Preprocess)
-    model.encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+    # Not where a training beside it may need the rest.
+    roomy = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > _ROOM
+    model.encoder.to("cuda" if roomy else "cpu")
     untrained = [extract(model.encoder, images)[0] for images in (bank, queries)]
     model.load_state_dict(state["model"])
     (x, x_rows), (y, y_rows) = (extract(model.encoder, images) for images in (bank, queries))

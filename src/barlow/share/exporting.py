@@ -1,4 +1,4 @@
-"""An encoder as a file for other programs."""
+"""An encoder, or a classifier, as a file for other programs."""
 
 import io
 import json
@@ -16,11 +16,12 @@ from barlow.checkpoint import write_atomically
 from barlow.data import preprocess_of
 from barlow.encoders import spec_of
 from barlow.errors import UserError
+from barlow.evaluation.classifier import Classifier, load_classifier
 from barlow.share.architectures import torchvision_names
 from barlow.share.loading import load_encoder
 from barlow.share.timm_folder import halve, refuse_what_timm_lacks, save_encoder
 
-_TOLERANCE = 1e-4  # of the greatest feature, or of 1
+_TOLERANCE = 1e-4  # of the greatest feature or score, or of 1
 
 
 class Exported(NamedTuple):
@@ -28,7 +29,7 @@ class Exported(NamedTuple):
 
     Attributes:
         path: where it is.
-        difference: the greatest between its features and PyTorch's, where it computes any.
+        difference: the greatest between its output and PyTorch's, where it computes any.
     """
 
     path: Path
@@ -43,10 +44,11 @@ def export(
     preprocess: bool = False,
     half: bool = False,
 ) -> Exported:
-    """Write an encoder for other programs.
+    """Write an encoder for other programs, or a classifier, whose graph gives class scores.
 
     Args:
-        encoder: a run, or whatever else `load_encoder` takes.
+        encoder: a run, whatever else `load_encoder` takes, or a classifier that `barlow evaluate
+            --out` kept, as onnx or torch-export.
         format: timm, a folder that timm and whatever takes timm models load; safetensors, the
             weights under torchvision's names where it has the architecture; onnx and
             torch-export, a graph for any batch size, compared with PyTorch before it is written.
@@ -62,7 +64,7 @@ def export(
 
     Raises:
         UserError: if there is no such format, something is at `out`, its name does not end as the
-            format's do, or a package for the format is missing.
+            format's do, a package for the format is missing, or it has no place for classes.
         RuntimeError: if the graph does not compute what PyTorch does; nothing is written then.
     """
     if format not in _FORMATS:
@@ -81,10 +83,23 @@ def export(
         raise UserError(
             f"format {format} computes as PyTorch does: leave --half to timm and safetensors"
         )
-    module = deepcopy(encoder) if isinstance(encoder, nn.Module) else load_encoder(encoder)
+    if isinstance(encoder, nn.Module):
+        module, inner = deepcopy(encoder), "its attribute encoder"
+    else:
+        module, inner = _loaded(encoder), f"{encoder}/encoder"
+    if isinstance(module, Classifier) and write in (_timm, _safetensors):
+        raise UserError(
+            f"format {format} takes encoders, and this is a classifier: give {inner}, or export "
+            "class scores as onnx or torch-export"
+        )
     if half:
         halve(module)
     return Exported(path, write(module.cpu().eval(), path, preprocess))
+
+
+def _loaded(place: str | Path) -> nn.Module:
+    kept = (Path(place) / "classifier.json").exists()
+    return load_classifier(place) if kept else load_encoder(place)
 
 
 def _timm(encoder: nn.Module, path: Path, _: bool) -> None:
@@ -120,7 +135,7 @@ def _onnx(encoder: nn.Module, path: Path, preprocess: bool) -> float:
         graph,
         (images,),
         input_names=["images"],
-        output_names=["features"],
+        output_names=["scores" if isinstance(encoder, Classifier) else "features"],
         dynamic_shapes=(shapes,),
         external_data=False,
         verbose=False,
@@ -159,7 +174,7 @@ _FORMATS: dict[str, tuple[str, Callable[[nn.Module, Path, bool], float | None]]]
 
 
 class _WithPreprocess(nn.Module):
-    """uint8 images of any size to features."""
+    """uint8 images of any size to features, or to scores."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -215,6 +230,8 @@ def _greatest_difference(
 
 
 def _description(encoder: nn.Module) -> str:
-    """What it takes to build the encoder again, for the head of a file."""
-    spec, preprocess = spec_of(encoder), preprocess_of(encoder)
-    return json.dumps({"encoder": spec.to_dict(), "preprocess": preprocess.to_dict()})
+    """What it takes to build the encoder again, and the classes, for the head of a file."""
+    told: dict[str, Any] = {"preprocess": preprocess_of(encoder).to_dict()}
+    if isinstance(encoder, Classifier):
+        told["classes"], encoder = encoder.classes, encoder.encoder
+    return json.dumps({"encoder": spec_of(encoder).to_dict(), **told})

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from barlow import address
+from barlow.views.geometry import onto
 from barlow.views.settings import ViewSettings
 
 _GREY = (0.2989, 0.587, 0.114)  # ITU-R 601, torchvision's digits
@@ -228,7 +229,7 @@ def add_noise(planes: Tensor, some: Tensor, std: Tensor, key: int, position: Ten
     c, _, pixels = planes.shape
     half = (c * pixels + 1) // 2
     # One hash holds the two uniform numbers of a Box-Muller pair.
-    hashed = address.bits(key, position.to(planes.device), half)  # (n, half)
+    hashed = address.bits(key, onto(position, planes.device), half)  # (n, half)
     scale = 2.0**-24
     radius = ((hashed >> 40) & 0xFFFFFF).float().add_(1).mul_(scale).log_().mul_(-2).sqrt_()
     angle = ((hashed >> 16) & 0xFFFFFF).float().mul_(scale * 2 * torch.pi)

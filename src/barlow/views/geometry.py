@@ -89,7 +89,7 @@ def crop_batch(images: Tensor, boxes: Tensor, size: int) -> Tensor:
         `(C, N, size, size)` float32 in 0 to 1.
     """
     n, c, height, width = images.shape
-    boxes = boxes.to(images.device)
+    boxes = onto(boxes, images.device)
     rows = _weights(boxes[:, 0], boxes[:, 2], boxes[:, 5], height, size, 1 / 255).mT
     columns = _weights(boxes[:, 1], boxes[:, 3], boxes[:, 4], width, size)  # (N, W, size)
     planes = images.to(torch.float32, memory_format=torch.contiguous_format)
@@ -99,6 +99,13 @@ def crop_batch(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     for channel in range(c):
         torch.bmm(rows, half[:, channel], out=out[channel])
     return out
+
+
+def onto(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; a GPU gets it from pinned memory, which waits for nothing."""
+    if device.type == "cuda" and x.is_cpu:
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
 
 
 def small(images: Tensor | Sequence[Tensor], size: int) -> bool:
@@ -119,7 +126,8 @@ def crop(images: Tensor | Sequence[Tensor], boxes: Sequence[Tensor], size: int) 
         small ones (up to 64 pixels), uint8 otherwise.
     """
     if isinstance(images, Tensor) and small(images, size):
-        return [crop_batch(images, box, size).transpose(0, 1) for box in boxes]
+        with torch.autocast(images.device.type, enabled=False):
+            return [crop_batch(images, box, size).transpose(0, 1) for box in boxes]
     return [
         torch.stack([crop_one(image, one, size) for image, one in zip(images, box, strict=True)])
         for box in boxes
@@ -176,5 +184,6 @@ def turn(images: Tensor, settings: ViewSettings, draws: Tensor) -> Tensor:
     theta = torch.stack([a, b, -(a * right + b * down), c, d, -(c * right + d * down)], 1).view(
         -1, 2, 3
     )
-    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
+    theta = onto(theta, images.device)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode=settings.border, align_corners=False)

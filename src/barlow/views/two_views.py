@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from barlow import address
@@ -22,7 +23,7 @@ class TwoViews(nn.Module):
     """Draw two views of every image, each from its own distribution, on whole batches.
 
     A sample's views depend on the key, its position and its pixels, and on nothing else: not on
-    the rest of the batch, not on earlier draws.
+    the rest of the batch, not on earlier draws, not on autocast.
 
     Args:
         image_size: pixels of each side of a view.
@@ -85,7 +86,8 @@ class TwoViews(nn.Module):
 
         Args:
             images: `(N, C, H, W)` uint8, on any device.
-            key: from `barlow.address.key`; None draws one from torch's global generator.
+            key: from `barlow.address.key`; None draws one from torch's global generator, another
+                on each rank of a process group.
             position: `(N,)` int64, where each sample stands; None is 0, 1, 2, ...
 
         Returns:
@@ -96,6 +98,8 @@ class TwoViews(nn.Module):
         """
         if key is None:
             key = int(torch.randint(2**63 - 1, ()))
+            if dist.is_available() and dist.is_initialized() and (rank := dist.get_rank()):
+                key = address.key(key, rank)  # ranks are seeded alike
         if position is None:
             position = torch.arange(len(images))
         if not geometry.small(images, self.image_size):
@@ -103,7 +107,7 @@ class TwoViews(nn.Module):
         boxes = self._boxes(images, key, position)
 
         def cut(view: int, rows: Tensor) -> Tensor:
-            some = images.index_select(0, rows.to(images.device))
+            some = images.index_select(0, geometry.onto(rows, images.device))
             return geometry.crop_batch(some, boxes[view][rows], self.image_size)
 
         return self._both(cut, key, position, images.device)
@@ -164,7 +168,8 @@ class TwoViews(nn.Module):
         crops = (crops1, crops2)
 
         def cut(view: int, rows: Tensor) -> Tensor:
-            some = crops[view].index_select(0, rows.to(crops1.device)).transpose(0, 1)
+            on_device = geometry.onto(rows, crops1.device)
+            some = crops[view].index_select(0, on_device).transpose(0, 1)
             planes = some.to(torch.float32, memory_format=torch.contiguous_format)
             return planes.div_(255) if some.dtype == torch.uint8 else planes
 
@@ -175,8 +180,9 @@ class TwoViews(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         n, c, size = len(position), self.in_chans, self.image_size
         views = torch.empty(2, n, size, size, c, device=device)
-        for view, out in enumerate(views):
-            self._finish(view, cut, key, position.cpu(), out.view(n, size * size, c))
+        with torch.autocast(device.type, enabled=False):
+            for view, out in enumerate(views):
+                self._finish(view, cut, key, position.cpu(), out.view(n, size * size, c))
         view1, view2 = views.permute(0, 1, 4, 2, 3)
         return view1, view2
 
@@ -190,7 +196,9 @@ class TwoViews(nn.Module):
             changes = colour.draw_jitter(settings, draws[:, :9])
             order = changes.ahead.argsort(stable=True)  # as `colour.jitter` wants them
             changes = changes.take(order)
-            changes = changes._replace(blends=changes.blends.to(device), hue=changes.hue.to(device))
+            changes = changes._replace(
+                blends=geometry.onto(changes.blends, device), hue=geometry.onto(changes.hue, device)
+            )
         draws, position = draws[order], position[order]
         noise_key = address.key(key, view, _NOISE)
         step = n
@@ -225,10 +233,11 @@ class TwoViews(nn.Module):
             return (draws[:, column] < probability).nonzero()[:, 0]
 
         def place(some: Tensor) -> colour.Some:
-            return slice(None) if len(some) == len(draws) else some.to(device)
+            return slice(None) if len(some) == len(draws) else geometry.onto(some, device)
 
         def between(some: Tensor, column: int, span: tuple[float, float]) -> Tensor:
-            return (span[0] + (span[1] - span[0]) * draws[some, column])[:, None].to(device)
+            values = span[0] + (span[1] - span[0]) * draws[some, column]
+            return geometry.onto(values[:, None], device)
 
         if len(planes) == 3 and len(some := drawn(9, settings.greyscale)):
             colour.to_grey(planes, place(some))
@@ -240,7 +249,8 @@ class TwoViews(nn.Module):
             colour.solarise(planes, place(some), settings.solarise_threshold)
         if len(some := drawn(13, settings.noise)):
             std = between(some, 14, settings.noise_std)
-            colour.add_noise(planes, some.to(device), std, noise_key, position[some])
+            some_there = geometry.onto(some, device)
+            colour.add_noise(planes, some_there, std, noise_key, position[some])
 
     def _normalise(self, planes: Tensor, rows: Tensor, out: Tensor) -> None:
         """Write `(C, n, P)` where it belongs in `(N, P, C)`, which is channels last."""
@@ -252,4 +262,4 @@ class TwoViews(nn.Module):
             scale = self._scale[channel]
             torch.add(shift[channel], plane, alpha=scale, out=place[:, :, channel])
         if not alone:
-            out.index_copy_(0, rows.to(out.device), place)
+            out.index_copy_(0, geometry.onto(rows, out.device), place)
