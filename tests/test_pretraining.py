@@ -416,6 +416,22 @@ def test_accumulation_works_in_float64_too(tmp_path):
     assert barlow.pretrain("mnist5k", tmp_path / "run", **settings).metrics()[-1]["step"] == 4
 
 
+def test_accumulation_in_mixed_precision_does_not_round_its_slopes(tmp_path, monkeypatch):
+    from barlow.model import BarlowTwins
+
+    seen = set()
+
+    def forward(self, view1, view2, slope1=None, slope2=None):
+        seen.update(slope.dtype for slope in (slope1, slope2) if slope is not None)
+        return real(self, view1, view2, slope1, slope2)
+
+    real = BarlowTwins.forward
+    monkeypatch.setattr(BarlowTwins, "forward", forward)
+    settings = TINY | {"epochs": 1, "precision": "bf16", "accumulate": 2}
+    assert barlow.pretrain("mnist5k", tmp_path / "run", **settings).metrics()[-1]["loss"] > 0
+    assert seen == {torch.float32}
+
+
 def test_settings_from_python_are_those_that_a_recipe_would_give(tmp_path):
     settings = Settings("cifar10", projector=(16, 16), init=tmp_path, precision=64)
     assert (settings.projector, settings.init) == ([16, 16], str(tmp_path))

@@ -33,6 +33,7 @@ from barlow.ranks import (
     processes_here,
     share_threads,
     synchronised,
+    unrounded,
 )
 from barlow.run import Run, open_run
 from barlow.schedule import Schedule
@@ -223,7 +224,7 @@ def _loop(
 
                 accumulate(
                     model,
-                    wrapped,
+                    wrapped if settings.accumulate == 1 else unrounded(fabric, wrapped),
                     micro_batches(view1.to(dtype), view2.to(dtype), settings.accumulate),
                     backward=fabric.backward,
                     no_sync=partial(fabric.no_backward_sync, wrapped, enabled=ranks > 1),

@@ -223,6 +223,20 @@ def first_process() -> bool:
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
 
 
+def unrounded(fabric: "Fabric", wrapped: nn.Module) -> Callable[..., Tensor]:
+    """A module that Fabric has set up, less its rounding of what the module is given.
+
+    In mixed precision that is to float16 or bfloat16, too coarse for the slopes of a loss.
+    """
+
+    def call(*given: Tensor) -> Tensor:
+        with fabric.autocast():
+            found: Tensor = wrapped._forward_module(*given)  # type: ignore[operator]
+        return found
+
+    return call
+
+
 def on_main_rank(fabric: "Fabric", task: Callable[[], None]) -> None:
     """Run a task on the first rank alone; a UserError of it is raised on every rank."""
     refused = list[str]()

@@ -1,6 +1,8 @@
 """Two views of every image, the same ones whoever reads them and wherever one begins."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,21 @@ def loader(source: str, batch_size: int = 8, **options) -> Loader:
     limit = options.pop("limit", 26)
     views = TwoViews(32, preset="small")
     return Loader(open_source(source, limit=limit), views, batch_size, seed=3, **options)
+
+
+LEFT_OPEN = """
+import sys
+from barlow.data import Loader, open_source
+from barlow.views import TwoViews
+images, views = open_source(sys.argv[1]), TwoViews(32, preset="small")
+batches = Loader(images, views, 8, seed=0, workers=2, memory_budget=0).epoch(0)
+next(batches)
+"""
+
+
+def test_a_program_ends_though_an_epoch_does_not(photographs: str) -> None:
+    command = [sys.executable, "-c", LEFT_OPEN, photographs]
+    assert subprocess.run(command, timeout=30).returncode == 0
 
 
 def test_worker_counts_change_nothing(source: str) -> None:

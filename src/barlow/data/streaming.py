@@ -1,11 +1,15 @@
 """Images that do not fit in memory: workers decode each once and cut both crops there."""
 
 import multiprocessing
+import os
 import signal
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
+from multiprocessing.util import Finalize
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +66,7 @@ def stream(
                 batch_size=None,
                 num_workers=workers,
                 multiprocessing_context=multiprocessing.get_context("fork") if fork else None,
-                worker_init_fn=_ignore_signals,
+                worker_init_fn=partial(_ignore_signals, _ending()),
             )
         )
     for crops in batches:
@@ -71,10 +75,24 @@ def stream(
         yield crops
 
 
-def _ignore_signals(worker: int) -> None:
+@cache
+def _ending() -> Any:
+    """A byte in memory that workers share: 1 when the process that started them ends."""
+    byte = multiprocessing.RawValue("b", 0)
+    # Called before multiprocessing sends SIGTERM to workers that are left, and waits for them.
+    Finalize(None, setattr, (byte, "value", 1), exitpriority=0)
+    return byte
+
+
+def _ignore_signals(ending: Any, worker: int) -> None:
     """What is sent to the whole process group is for the training, which ends its workers."""
+
+    def heard(*_: object) -> None:
+        if ending.value:
+            os._exit(0)
+
     for name in SIGNALS:
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+        signal.signal(getattr(signal, name), heard)
 
 
 class _Batches(Dataset[Crops | UserError]):
