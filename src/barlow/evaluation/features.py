@@ -1,6 +1,7 @@
 """Features once: the encoder runs over each image a single time, and the result is kept."""
 
 import contextlib
+import copy
 import hashlib
 import logging
 import os
@@ -133,7 +134,8 @@ def _extract_by_processes(
         task = partial(
             _extract_share,
             asked=asked,
-            encoder=encoder,
+            # A process moves it to its own device; from another's it would be read over there.
+            encoder=encoder if asked.accelerator == "cpu" else copy.deepcopy(encoder).cpu(),
             source=source,
             batch_size=batch_size,
             folder=folder,
