@@ -1,7 +1,7 @@
 """What peers reach on CIFAR-10 in the time of a recipe, under the same probes.
 
-    python benchmarks/peers.py CIFAR10_FOLDER --peer lightly [--minutes 10] [--seeds 0]
-    python benchmarks/peers.py CIFAR10_FOLDER --peer seed [--minutes 10] [--seeds 0]
+    python benchmarks/peers.py CIFAR10 --peer lightly [--minutes 10] [--seeds 0]
+    python benchmarks/peers.py CIFAR10 --peer seed [--minutes 10] [--seeds 0]
 
 Each trains from random weights on whole batches of its own views, which two worker processes draw
 from PIL images; its learning rate follows its own schedule, shortened to the time:
@@ -14,7 +14,7 @@ seed: the project this one began as. timm's ResNet-50 at 224 pixels, projector 8
     batch 32, which 16 GB hold. It begins with supervised weights, which are not at hand here.
     Its probe passes 60,000 images of 224 pixels through ResNet-50: about an hour.
 
-The folder holds CIFAR-10 as Parquet files; without it, or without lightly (pip install -e
+CIFAR10 is `cifar10` or its images as another source; without it, or without lightly (pip install -e
 '.[bench]'), the benchmark is skipped with a message. A trained encoder is kept in --out, and the
 same command goes on with its probes.
 """
@@ -185,14 +185,14 @@ def row(name: str, data: str, minutes: float, seed: int, out: Path) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", nargs="?", default="", help="CIFAR-10 as Parquet files")
+    parser.add_argument("data", nargs="?", default="", help="CIFAR-10, as any source")
     parser.add_argument("--peer", choices=list(PEERS), default="lightly")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("runs/recipe"), help="for trainings")
     options = parser.parse_args()
-    if not options.data or not Path(options.data).is_dir():
-        print("skipped: give a folder with CIFAR-10 as Parquet files")
+    if not options.data:
+        print("skipped: give CIFAR-10: cifar10, or a folder of its Parquet files")
         return
     try:
         version = importlib.metadata.version("lightly")
@@ -203,7 +203,7 @@ def main() -> None:
     told = (options.data, options.minutes)
     rows = [row(options.peer, *told, seed, options.out) for seed in options.seeds]
     show(name, rows)
-    command = f"peers.py CIFAR10_FOLDER --peer {options.peer} --minutes {options.minutes:g}"
+    command = f"peers.py CIFAR10 --peer {options.peer} --minutes {options.minutes:g}"
     write_result(f"peer-{name}", command, options.seeds, rows, lightly=version)
 
 

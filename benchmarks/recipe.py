@@ -42,7 +42,8 @@ def ours(data: str, recipe: str, seed: int, out: Path) -> dict[str, float]:
     """A training by the command line, and its probes."""
     run = Run(out / f"{recipe}-seed{seed}")
     command = [sys.executable, "-m", "barlow", "pretrain", data, "--recipe", recipe]
-    subprocess.run([*command, "--seed", str(seed), "--out", str(run.path)], check=True)
+    if subprocess.run([*command, "--seed", str(seed), "--out", str(run.path)]).returncode:
+        raise SystemExit(f"stopped: the training of seed {seed} did not end well")
     last = run.metrics()[-1]
     told = {"seed": seed, "seconds": last["seconds"], "epochs": last["epoch"]}
     return told | probed(str(run.path), data)

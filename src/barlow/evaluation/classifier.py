@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -87,6 +88,8 @@ def save_classifier(classifier: Classifier, folder: str | Path) -> None:
 
 def keep_classifier(classifier: Classifier, folder: str) -> None:
     """`save_classifier` at the end of an evaluation: a full disk must not cost its result."""
+    if dist.is_available() and dist.is_initialized() and dist.get_rank():
+        return  # the first rank keeps it for all
     try:
         save_classifier(classifier, folder)
     except (OSError, UserError) as error:
@@ -178,7 +181,9 @@ def predict(
         nonlocal written
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         table = csv.writer(text, lineterminator="\n")
-        table.writerow(["id", "class", "probability", *classifier.classes])
+        fixed = ["id", "class", "probability"]
+        names = [f"probability of {c}" if c in fixed else c for c in classifier.classes]
+        table.writerow([*fixed, *names])
         for scores, rows in scores_of(classifier, images, batch_size):
             best = scores.argmax(1).tolist()
             for row, c, shares in zip(rows.tolist(), best, scores.softmax(1).tolist(), strict=True):

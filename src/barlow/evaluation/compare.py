@@ -142,7 +142,13 @@ def _cells(d: Difference) -> list[str]:
 def _named(runs: str) -> list[str]:
     """One run or several with commas between them; a path that exists as it is counts as one."""
     parts = [part.strip() for part in runs.split(",") if part.strip()]
-    return [runs] if Path(runs).exists() or not parts else parts
+    if len(parts) < 2:
+        return parts or [runs]
+    try:
+        whole = Path(runs).exists()
+    except OSError:  # longer than a name may be
+        whole = False
+    return [runs] if whole else parts
 
 
 def _results(run: str) -> dict[str, Result]:

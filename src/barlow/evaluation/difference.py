@@ -32,8 +32,8 @@ class Difference:
         p_seeds: of Student's t-test over seeds, two-sided: how often as many seeds that do not
             differ would differ as much. Of several runs, each of them one seed, Welch's: seeds of
             two ways to pretrain are no pairs. Of the fine-tunings of one run that of the pairs,
-            where both had as many, else Welch's. None where one of the two had one seed, or its
-            seeds are all alike.
+            where both had as many, else Welch's. None where one of the two had one seed, or where
+            neither's seeds differ, or their pairs all differ alike.
     """
 
     protocol: str

@@ -211,7 +211,7 @@ def telling(batches: Iterable[tuple[Tensor, Tensor]], what: str) -> Iterator[tup
     if _rank():
         yield from batches
         return
-    each = f" in each of {_world_size()} processes" if _world_size() > 1 else ""
+    each = f", the first of {_world_size()} processes" if _world_size() > 1 else ""
     with slow(what + each) as reached:
         for batch in batches:
             yield batch

@@ -75,8 +75,8 @@ def finetune(
         seed: the first of the seeds.
         rate: of AdamW; by default chosen on held-out training images, for each row its own.
         views: preset of the crops and flips; by default those that the run was pretrained with.
-        crop: least share of an image that a training crop keeps; default: as the run was
-            pretrained.
+        crop: least share of an image that a training crop keeps, of one longer than 5:3 its
+            middle; default: as the run was pretrained.
         batch_size: images a step.
         limit: use only the first so many images of each source.
         out: folder to save the classifier of the first seed in, for `predict`.

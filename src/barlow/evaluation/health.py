@@ -83,7 +83,8 @@ def health(
         one = make(seed)
         two_views = _two_views(encoder, preprocess_of(one), preset)
         x, read = features_of(one, chosen, batch_size=batch_size, cache=kept, devices=devices)
-        tell_unread(chosen, torch.arange(len(chosen)), read)
+        if not rows:
+            tell_unread(chosen, torch.arange(len(chosen)), read)
         drawn = _features_of_views(one, chosen.spread(_VIEWED), two_views, views, seed)
         rows.append(_row(name, x, drawn))
     data = {"name": train, "images": len(chosen), "fingerprint": chosen.fingerprint}
