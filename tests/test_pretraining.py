@@ -56,13 +56,14 @@ class TimeIsUp(Exception):
 
 
 class StopAfter(Reporter):
-    """Ends a training by the clock after some seconds, as a crash would."""
+    """Ends a training by the clock after some steps, as a crash would."""
 
-    def __init__(self, seconds):
-        self.seconds = seconds
+    def __init__(self, steps):
+        self.left = steps
 
     def step(self, done):
-        if done >= self.seconds:
+        self.left -= 1
+        if not self.left:
             raise TimeIsUp
 
 

@@ -43,7 +43,7 @@ class Slow(torch.nn.Flatten):
     preprocess = Preprocess(8, in_chans=1)
 
     def forward(self, images):
-        time.sleep(0.1)
+        time.sleep(0.5)
         return super().forward(images)
 
 

@@ -62,7 +62,8 @@ def pretrain(
 
     Args:
         source: where the images come from: a folder, Parquet files, or a name such as "cifar10".
-        out: folder of the run; new, empty, or an unfinished run with the same settings.
+        out: folder of the run; new, empty, or an unfinished run with the same settings (with any,
+            as long as it has no checkpoint).
         recipe: name of a shipped recipe or path of a YAML file; its values are the defaults.
         reporter: told of the progress.
         **settings: fields of `barlow.Settings`, such as `epochs=100` or `batch_size=256`.
@@ -72,7 +73,8 @@ def pretrain(
 
     Raises:
         UserError: if something asked for cannot be; nothing has been written then.
-        TrainingError: if the loss is not finite any more, or a signal ended the training.
+        TrainingError: if the loss is not finite any more, a step does not fit in memory, or a
+            signal ended the training.
 
     Example:
         >>> import barlow, tempfile
@@ -114,19 +116,32 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                half = ", --precision bf16 about half" if settings.precision in ("32", "64") else ""
-                raise TrainingError(
-                    f"a step does not fit in memory: --accumulate {4 * settings.accumulate} takes "
-                    f"about a quarter and keeps the loss{half}, --batch-size fewer images"
-                ) from error
+                less = _less(run, settings, fabric.world_size)
+                raise TrainingError(f"a step does not fit in memory: {less}") from error
+
+
+def _less(run: Run, settings: Settings, ranks: int) -> str:
+    """What takes less memory, of what the run still takes."""
+    if run.trained:
+        return (
+            f"{run.path} keeps its settings, so give more --devices, or another --out with "
+            f"--init {run.last_checkpoint} and --accumulate"
+        )
+    now, images, ways = settings.accumulate, settings.batch_size // ranks, list[str]()
+    if more := [k for k in range(now + 1, images // 2 + 1) if images % k == 0]:
+        parts = next((k for k in more if k >= 4 * now), more[-1])
+        ways.append(f"--accumulate {parts} takes about {now}/{parts} and keeps the loss")
+    if settings.precision in ("32", "64"):
+        ways.append("--precision bf16 about half")
+    return ", ".join([*ways, "--batch-size fewer images"])
 
 
 def out_of_memory(error: Exception) -> bool:
     """Whether a device had less memory than was asked of it, here or in a process started here."""
     # CUDA, MPS and XPU say the one, torch's allocator of the CPU the other.
     said = str(error)
-    told = "out of memory" in said or "can't allocate memory" in said
-    return told or isinstance(error, MemoryError)
+    signs = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError) or any(sign in said for sign in signs)
 
 
 def _loop(
@@ -151,8 +166,6 @@ def _loop(
         on_main_rank(fabric, partial(record.mend, run, settings, step))
         reporter.say(f"{run.path} is finished: {step} steps are done, nothing is left to do")
         return
-    if not step:
-        on_main_rank(fabric, partial(run.forget_other_start, settings))
     on_main_rank(fabric, partial(record.start, run, settings, step, loader.source))
 
     if synchronise:

@@ -124,7 +124,12 @@ def _join(fabric: "Fabric", patience: timedelta) -> None:
         device_id=fabric.device if cuda else None,
     )
     if cuda:
-        atexit.register(dist.destroy_process_group)  # as Fabric does for groups of its own
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _open_store(told: Store) -> TCPStore:

@@ -47,6 +47,8 @@ def start(run: Run, settings: Settings, step: int, images: Source) -> None:
         run.path.mkdir(parents=True, exist_ok=True)
         for folder in (run.path, run.last_checkpoint.parent):
             remove_unfinished(folder)
+        if not step:
+            run.forget_other_start(settings)  # before config.yaml is the new one
         write_text(run.config_file, yaml.safe_dump(settings.to_dict(), sort_keys=False))
         run.forget_metrics_after(step)
         run.add_start({"step": step, "data": data, "environment": environment()})
@@ -60,7 +62,8 @@ def mend(run: Run, settings: Settings, step: int) -> None:
     """Of a finished run: drop what lost power left of a row, and note where its images are now."""
     try:
         run.forget_metrics_after(step)
-        if settings.source != run.settings().source:
+        was = run.settings()
+        if (settings.source, settings.validation) != (was.source, was.validation):
             write_text(run.config_file, yaml.safe_dump(settings.to_dict(), sort_keys=False))
     except (OSError, UserError) as error:
         log.warning("%s is left as it is: %s", run.path, error)

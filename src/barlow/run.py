@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -125,6 +126,11 @@ class Run:
         """A checkpoint that is kept."""
         return self.path / "checkpoints" / f"epoch-{epoch:04d}.ckpt"
 
+    @property
+    def trained(self) -> bool:
+        """Whether it holds what other settings would lose: a checkpoint, or an encoder."""
+        return self.encoder_folder.exists() or any(self.last_checkpoint.parent.glob("*.ckpt"))
+
     def settings(self) -> Settings:
         """The settings the run was made with.
 
@@ -214,8 +220,9 @@ class Run:
     def forget_other_start(self, settings: Settings) -> None:
         """Drop what a start with other settings left, of which nothing was trained."""
         if self.config_file.exists() and _changes(self.settings(), settings):
-            for name in ("metrics.csv", "starts.jsonl", "skipped.csv", "trackers.json"):
+            for name in ("metrics.csv", "starts.jsonl", "skipped.csv", "trackers.json", "log.txt"):
                 (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop rows of steps that a resumption will make again, and what is no whole row."""
@@ -260,8 +267,7 @@ def open_run(out: str | Path, settings: Settings) -> Run:
             return run
         raise UserError(f"--out {out} holds other files and no run: give a new or empty folder")
     changed = _changes(run.settings(), settings)
-    trained = run.encoder_folder.exists() or any(run.last_checkpoint.parent.glob("*.ckpt"))
-    if changed and trained:
+    if changed and run.trained:
         raise UserError(
             f"--out {out} holds a run with other settings ({'; '.join(changed)}): "
             "give another folder, or the settings of that run"

@@ -88,7 +88,7 @@ def test_what_does_not_fit_in_memory_is_one_line(monkeypatch, here):
     monkeypatch.setitem(COMMANDS, "embed", lambda argv: torch.empty(10**15, dtype=torch.uint8))
     done = here("embed")
     assert (done.returncode, done.stdout) == (1, "")
-    told = "this does not fit in memory: give a smaller --batch-size"
+    told = "this does not fit in memory: give a smaller --batch-size, or --limit the images"
     assert done.stderr == f"barlow: {told}\n"
 
 

@@ -230,7 +230,7 @@ def test_a_full_disk_stops_nothing_and_what_waited_is_written_later(tmp_path, sm
     time.sleep(2)  # many steps
     assert process.poll() is None, "the training goes on"
     filler.unlink()
-    output = process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=240)[0]
     assert process.returncode == 0, output
     assert "training goes on and tries again" in output
     assert "Traceback" not in output

@@ -404,6 +404,17 @@ def test_test_images_of_a_class_without_a_training_image_are_warned_of(tmp_path,
     assert "2 of 4 test images are of classes without a training image, such as emu" in caplog.text
 
 
+def test_a_source_with_a_split_for_training_alone_is_divided(tmp_path):
+    for folder in ("train/cat", "train/dog"):
+        (tmp_path / folder).mkdir(parents=True)
+        for i in range(5):
+            Image.new("L", (8, 8)).save(tmp_path / folder / f"{i}.png")
+    task = open_task(str(tmp_path), in_chans=1)
+    assert (len(task.train.rows), task.test.y.tolist()) == (8, [0, 1])
+    with pytest.raises(UserError, match="no split 'test'"):
+        open_task("mnist5k", str(tmp_path), in_chans=1)
+
+
 def test_r2_is_of_the_columns_that_vary():
     y = torch.tensor([[1.0, 5.0], [2.0, 5.0], [4.0, 5.0]])
     found = torch.tensor([[1.5, 0.0], [2.0, 0.0], [3.0, 0.0]])

@@ -62,11 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = f"cannot use {place} ({error.strerror}): give another place, or mend it"
         return _fail(what, USER_MISTAKE)
     except Exception as error:
+        if name not in _IN_BATCHES:
+            raise
         from barlow.pretraining import out_of_memory
 
-        if name not in _IN_BATCHES or not out_of_memory(error):
+        if not out_of_memory(error):
             raise
-        return _fail("this does not fit in memory: give a smaller --batch-size", FAILED)
+        what = "this does not fit in memory: give a smaller --batch-size, or --limit the images"
+        return _fail(what, FAILED)
     return DONE
 
 

@@ -78,7 +78,7 @@ def health(
     if len(chosen) < 3:
         raise UserError(f"{train} has {len(chosen)} images: health needs three or more")
     kept = cache_folder() if cache else None
-    rows = []
+    rows = list[Row]()
     for name, make in compared(module, baseline):
         one = make(seed)
         two_views = _two_views(encoder, preprocess_of(one), preset)

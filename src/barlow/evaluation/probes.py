@@ -60,7 +60,8 @@ def linear(
         encoder: a run, a checkpoint, a timm folder, or a module with its `preprocess`.
         train: source of the labelled training images (its training split).
         test: source of the test images (its test or validation split), which have no say in any
-            choice; default the same source, a fifth of it if it has no splits.
+            choice; default the same source, a fifth of it if it has no splits, or only
+            one for training.
         labels: CSV file instead of the source's own labels: file name, then a class, tags with |
             between them, or numbers.
         test_labels: CSV file of the test images' labels; default the same file.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from barlow.address import key, permutation
 from barlow.data import Source, open_source
+from barlow.data.splits import NoSuchSplit
 from barlow.errors import UserError
 from barlow.evaluation.labels import AnyKind, Kind, Labels, labels_of, read_labels
 from barlow.evaluation.result import pack
@@ -153,7 +154,12 @@ def open_task(
         raise UserError("test labels and their kind go with labels from a file: give labels too")
     test = train if test is None else test
     first = open_source(train, "train", in_chans=in_chans, limit=limit)
-    second = open_source(test, "test", in_chans=in_chans, limit=limit)
+    try:
+        second = open_source(test, "test", in_chans=in_chans, limit=limit)
+    except NoSuchSplit:
+        if test != train:
+            raise
+        second = first  # its only split is for training: divided as one without splits
     same = _place(train) == _place(test) and first.fingerprint == second.fingerprint
     known = read_labels(labels, first.ids, kind, _folder(train)) if labels else labels_of(first)
     if same and test_labels is None:
