@@ -1,15 +1,11 @@
 """Devices and processes, started by Lightning Fabric."""
 
-import atexit
 import logging
 import os
-import random
 import re
-import socket
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.rendezvous import Store, TCPStore, rendezvous  # type: ignore[attr-defined]
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from barlow.errors import TrainingError, UserError, one_line
+from barlow.rendezvous import PATIENCE, join, own_port
 from barlow.settings import Settings
 from barlow.signals import stop_on_signals
 
@@ -35,10 +31,6 @@ logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
 Item = TypeVar("Item")
 Module = TypeVar("Module", bound=nn.Module)
 
-_WHERE = "barlow"  # key of the address in torchrun's store
-_PATIENCE = timedelta(minutes=30)  # as torch has for gloo
-
-_STORES: list[Store] = []  # stay open with the process, which may be their host
 
 # Before Fabric's launchers divide it, which they do unless OMP_NUM_THREADS is set.
 _THREADS = torch.get_num_threads()
@@ -55,7 +47,7 @@ class Devices:
     precision: str = "32"
 
 
-def create_fabric(settings: Settings | Devices, patience: timedelta = _PATIENCE) -> "Fabric":
+def create_fabric(settings: Settings | Devices, patience: timedelta = PATIENCE) -> "Fabric":
     """A Fabric for these settings: one process, several of ours, torchrun's or SLURM's.
 
     Args:
@@ -101,53 +93,8 @@ def create_fabric(settings: Settings | Devices, patience: timedelta = _PATIENCE)
             f"{fabric.world_size} in all: have srun or torchrun start as many"
         )
     if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
-        _join(fabric, patience)
+        join(fabric.device, patience)
     return fabric
-
-
-def _join(fabric: "Fabric", patience: timedelta) -> None:
-    """Meet the other processes of torchrun, those of this start and no earlier one."""
-    # After a restart, torchrun's store still has the addresses of the processes that died, and
-    # its count of restarts is another on each machine. So the first process opens a store of its
-    # own and says where; at an address that a dead one left, nobody answers.
-    told, rank, world_size = next(rendezvous("env://"))
-    store = _find_store(told) if rank else _open_store(told)
-    store.set_timeout(_PATIENCE)
-    _STORES.extend([told, store])
-    cuda = fabric.device.type == "cuda"
-    dist.init_process_group(
-        "nccl" if cuda else "gloo",
-        store=store,
-        rank=rank,
-        world_size=world_size,
-        timeout=patience,
-        device_id=fabric.device if cuda else None,
-    )
-    if cuda:
-        atexit.register(_leave)
-
-
-def _leave() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def _open_store(told: Store) -> TCPStore:
-    host = "127.0.0.1" if os.environ["GROUP_WORLD_SIZE"] == "1" else socket.getfqdn()
-    store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
-    told.set(_WHERE, f"{host} {store.port}")
-    return store
-
-
-def _find_store(told: Store, tries: int = 100) -> TCPStore:
-    for _ in range(tries):
-        host, port = told.get(_WHERE).decode().split()
-        try:
-            seconds = timedelta(seconds=5)
-            return TCPStore(host, int(port), timeout=seconds, wait_for_workers=False)
-        except (dist.DistError, dist.DistNetworkError):
-            time.sleep(0.2)  # the first process may not have said yet where it is now
-    raise TrainingError(f"the first process is not at {host}:{port}, where it said")
 
 
 def launch(fabric: "Fabric", task: Callable[["Fabric"], None]) -> None:
@@ -162,7 +109,7 @@ def launch(fabric: "Fabric", task: Callable[["Fabric"], None]) -> None:
     children = fabric.world_size > 1 and not launched_from_outside()
     try:
         with (
-            _port() if children else nullcontext(),
+            own_port() if children else nullcontext(),
             stop_on_signals(pass_on=True) if children else nullcontext(),
         ):
             fabric.launch(task)
@@ -177,27 +124,6 @@ def launch(fabric: "Fabric", task: Callable[["Fabric"], None]) -> None:
                 "another process, or the way to it, is gone: run the same command again to go on"
             ) from error
         raise
-
-
-@contextmanager
-def _port() -> Iterator[None]:
-    """Within it, processes of this machine meet at a free port of their own.
-
-    Not one that the system hands out, as Fabric would take: until the first process listens there,
-    which takes it seconds, the system may hand it out again.
-    """
-    if "MASTER_PORT" in os.environ:
-        yield
-        return
-    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            break
-    os.environ["MASTER_PORT"] = str(port)
-    try:
-        yield
-    finally:
-        del os.environ["MASTER_PORT"]
 
 
 def _told_by_a_child(error: Exception) -> Exception | None:

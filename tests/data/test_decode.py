@@ -217,7 +217,7 @@ def test_what_cannot_be_read_says_why(raw: bytes | str, reason: str) -> None:
 @pytest.fixture
 def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A good image whose first so many reads fail."""
-    monkeypatch.setattr("barlow.data.decode._WAITS", (0, 0))
+    monkeypatch.setattr("barlow.data.files._WAITS", (0, 0))
 
     def make(code: int, times: int, ending: str = "png") -> str:
         content = (

@@ -1,12 +1,8 @@
 """Anything that holds an image becomes a uint8 tensor (C, H, W), or a reason why not."""
 
-import errno
 import io
-import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from barlow.data.files import read_bytes
 from barlow.errors import UserError, one_line
 
 # What a source stores for one image: a path, an encoded file, pixels (H, W) or (H, W, C), or
@@ -29,11 +26,6 @@ UNREAD = (  # images too, but of formats that are not read
     *(".heic", ".heif", ".jxl", ".psd", ".svg", ".exr", ".dcm"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
 )
-_AWAY = {  # no fault of a file's: of the network behind it, or of a machine that has run short
-    *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET),
-    *(errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
-}
-_WAITS = (0.1, 1.0, 10.0, 30.0)  # seconds before a file is tried again
 _NPY = b"\x93NUMPY"
 _ORIENTATION = 0x0112  # the EXIF tag
 
@@ -141,38 +133,6 @@ def _reasons() -> Iterator[None]:
         raise
     except Exception as error:
         raise BrokenImage(_reason(error)) from None
-
-
-def read_bytes(file: str | Path, start: int = 0, size: int = -1) -> bytes:
-    """A file or a piece of it, tried again while its disk is away.
-
-    Raises:
-        UserError: if the disk stays away.
-        OSError: if it is the file that cannot be read.
-    """
-    tried = 0
-    while True:
-        try:
-            with open(file, "rb") as opened:
-                opened.seek(start)
-                return opened.read(size)
-        except OSError as error:
-            away = error.errno in _AWAY
-            if not away and error.errno != errno.EIO:
-                raise
-            # A bad sector stays bad; over a network, EIO passes in a second or two.
-            waits = _WAITS if away else _WAITS[:2]
-            if tried < len(waits):
-                time.sleep(waits[tried])
-                tried += 1
-            elif away:
-                name = os.fsencode(file).decode(errors="backslashreplace")
-                raise UserError(
-                    f"cannot read {name} ({error.strerror}), tried {len(_WAITS) + 1} times: "
-                    "once it can be read, the same command goes on"
-                ) from None
-            else:
-                raise
 
 
 def open_image(raw: str | bytes) -> Image.Image:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from barlow.data.decode import EXTENSIONS, Raw, read_bytes
+from barlow.data.decode import EXTENSIONS, Raw
+from barlow.data.files import read_bytes
 from barlow.data.folder import Paths, files_below, or_training
 from barlow.data.lists import numbered, text_of
 from barlow.data.source import Table, hash_of

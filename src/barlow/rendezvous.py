@@ -1,0 +1,88 @@
+"""Where the processes of a training meet."""
+
+import atexit
+import os
+import random
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import Store, TCPStore, rendezvous  # type: ignore[attr-defined]
+
+from barlow.errors import TrainingError
+
+PATIENCE = timedelta(minutes=30)
+"""How long processes wait for each other, as torch has it for gloo."""
+
+_WHERE = "barlow"  # key of the address in torchrun's store
+_STORES: list[Store] = []  # stay open with the process, which may be their host
+
+
+def join(device: torch.device, patience: timedelta) -> None:
+    """Meet the other processes of torchrun, those of this start and no earlier one."""
+    # After a restart, torchrun's store still has the addresses of the processes that died, and
+    # its count of restarts is another on each machine. So the first process opens a store of its
+    # own and says where; at an address that a dead one left, nobody answers.
+    told, rank, world_size = next(rendezvous("env://"))
+    store = _find_store(told) if rank else _open_store(told)
+    store.set_timeout(patience)
+    _STORES.extend([told, store])
+    cuda = device.type == "cuda"
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=patience,
+        device_id=device if cuda else None,
+    )
+    if cuda:
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _open_store(told: Store) -> TCPStore:
+    host = "127.0.0.1" if os.environ["GROUP_WORLD_SIZE"] == "1" else socket.getfqdn()
+    store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    told.set(_WHERE, f"{host} {store.port}")
+    return store
+
+
+def _find_store(told: Store, tries: int = 100) -> TCPStore:
+    for _ in range(tries):
+        host, port = told.get(_WHERE).decode().split()
+        try:
+            seconds = timedelta(seconds=5)
+            return TCPStore(host, int(port), timeout=seconds, wait_for_workers=False)
+        except (dist.DistError, dist.DistNetworkError):
+            time.sleep(0.2)  # the first process may not have said yet where it is now
+    raise TrainingError(f"the first process is not at {host}:{port}, where it said")
+
+
+@contextmanager
+def own_port() -> Iterator[None]:
+    """Within it, processes of this machine meet at a free port of their own.
+
+    Not one that the system hands out, as Fabric would take: until the first process listens there,
+    which takes it seconds, the system may hand it out again.
+    """
+    if "MASTER_PORT" in os.environ:
+        yield
+        return
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            break
+    os.environ["MASTER_PORT"] = str(port)
+    try:
+        yield
+    finally:
+        del os.environ["MASTER_PORT"]
