@@ -232,7 +232,7 @@ def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
                 raise errors.pop()
             return open(*args)
 
-        monkeypatch.setattr("barlow.data.decode.open", read, raising=False)
+        monkeypatch.setattr("barlow.data.files.open", read, raising=False)
         return str(path)
 
     return make
