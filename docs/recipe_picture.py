@@ -58,7 +58,12 @@ def draw(results: list[Path], out: Path) -> None:
         y = 100 * statistics.mean(row["linear"] for row in rows)
         axes.plot(x, y, "s", color="#cc3e2e")
         axes.annotate(
-            f"{recipe}: {y:.1f} %", (x, y), (6, 4), textcoords="offset points", fontsize=8
+            f"{recipe}: {y:.1f} %",
+            (x, y),
+            (6, -4),
+            va="top",
+            textcoords="offset points",
+            fontsize=8,
         )
         print(f"{recipe}: {x:.2g} operations, {y:.2f} %")
     axes.set(xscale="log", xlim=(1e13, 3e19), ylim=(65, 95))
