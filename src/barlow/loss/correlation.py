@@ -1,4 +1,4 @@
-"""The cross-correlation matrix itself, and what Mixed Barlow Twins adds to the loss."""
+"""The cross-correlation matrix, and the regulariser of Mixed Barlow Twins."""
 
 from typing import Any
 
@@ -16,15 +16,16 @@ def cross_correlation(
     Args:
         z1: embeddings of the first views, `(N, D)`.
         z2: embeddings of the second views, `(N, D)`.
-        eps: added to each feature's variance. Default 1e-5 (as `nn.BatchNorm1d`).
-        process_group: the ranks that share a batch. Default all.
+        eps: added to the variance of each feature. Default 1e-5 (as in `nn.BatchNorm1d`).
+        process_group: ranks that share a batch. Default: all ranks.
 
     Returns:
-        `(D, D)`, float32 (float64 for float64 input), the same on every rank; differentiable, as
-        `BarlowTwinsLoss` is, for gradients that are averaged over ranks.
+        `(D, D)`, float32 (float64 for float64 input), the same on every rank. Like
+        `BarlowTwinsLoss`, it is differentiable, for gradients that are averaged over ranks (DDP).
 
     Raises:
-        UserError: if the shapes differ or are not `(N, D)`, or the global batch is below 2.
+        UserError: if the shapes or types differ, the shape is not `(N, D)`, the type is not
+            floating, or the global batch has fewer than 2 samples.
 
     Example:
         >>> z = torch.randn(64, 3)
@@ -48,29 +49,30 @@ def mixed_barlow_twins_regulariser(
     eps: float = 1e-5,
     process_group: Any = None,
 ) -> Tensor:
-    """What Mixed Barlow Twins adds to the loss (Bandara et al. 2023), over the batch of all ranks.
+    """The regulariser of Mixed Barlow Twins (Bandara et al. 2023), over the batch of all ranks.
 
-    Mixed images should have mixed embeddings: with `M` the normalised embedding of
-    `mix * view1 + (1 - mix) * view2[order]`, the correlations `M^T A` and `M^T B` are pulled to
-    those of `mix * A + (1 - mix) * B[order]`. Never costs more than the loss.
+    Add it to the loss. It asks mixed images to have mixed embeddings: with `M` the normalised
+    embedding of `mix * view1 + (1 - mix) * view2[order]`, it pulls the correlations `M^T A` and
+    `M^T B` to those of `mix * A + (1 - mix) * B[order]`. It never costs more than the loss.
 
     Args:
         z1: embeddings of the first views, `(N, D)`.
         z2: embeddings of the second views, `(N, D)`.
         mixed: embeddings of the mixed views, `(N, D)`.
-        order: which second view each first view was mixed with, `(N,)`, a permutation of this
+        order: the second view that each first view was mixed with, `(N,)`, a permutation of this
             rank's samples.
-        mix: the first view's share, from 0 to 1, the same on every rank.
-        lambd: weight. The authors' code has 5 times the loss's `lambd`. Default 0.0051.
-        eps: added to each feature's variance. Default 1e-5 (as `nn.BatchNorm1d`).
-        process_group: the ranks that share a batch. Default all.
+        mix: share of the first view, from 0 to 1, the same on every rank.
+        lambd: weight. Default 0.0051; the authors' code uses 5 times the `lambd` of the loss.
+        eps: added to the variance of each feature. Default 1e-5 (as in `nn.BatchNorm1d`).
+        process_group: ranks that share a batch. Default: all ranks.
 
     Returns:
-        `()`, float32 (float64 for float64 input), the same on every rank; differentiable, as
-        `BarlowTwinsLoss` is, for gradients that are averaged over ranks.
+        A scalar, float32 (float64 for float64 input), the same on every rank. Like
+        `BarlowTwinsLoss`, it is differentiable, for gradients that are averaged over ranks (DDP).
 
     Raises:
-        UserError: if the shapes differ or are not `(N, D)`, or the global batch is below 2.
+        UserError: if the shapes or types differ, the shape is not `(N, D)`, the type is not
+            floating, or the global batch has fewer than 2 samples.
 
     Example:
         >>> z1, z2, mixed = torch.randn(3, 16, 64)

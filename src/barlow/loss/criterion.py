@@ -1,4 +1,4 @@
-"""The loss as a module, with its parts to read."""
+"""The loss as a module, with its terms to read."""
 
 from typing import Any, NamedTuple
 
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from barlow.errors import UserError
 from barlow.loss.batch import check
-from barlow.loss.gradient import Form, Loss
+from barlow.loss.gradient import BarlowTwinsFunction, Form
 
 
 class Terms(NamedTuple):
-    """The parts of a loss, each `()` and detached: `scale * (invariance + lambd * redundancy)`."""
+    """The terms of a loss, detached scalars: `loss = scale * (invariance + lambd * redundancy)`."""
 
     loss: Tensor
     invariance: Tensor  # sum of (1 - C_ii)^2
@@ -24,21 +24,23 @@ class BarlowTwinsLoss(nn.Module):
     """The Barlow Twins loss (Zbontar et al. 2021), over the batch of all ranks.
 
     Args:
-        lambd: weight of the redundancy term. Default 0.0051 (paper, section 2.2).
-        scale: factor on the whole loss. Default 1 (paper); solo-learn's CIFAR-10 recipe has 0.1.
-        off_diagonal_target: where off-diagonal correlations are pulled. Default 0 (paper); -1 is
+        lambd: weight of the redundancy-reduction term. Default 0.0051 (paper, section 2.2).
+        scale: factor on the whole loss. Default 1 (paper); solo-learn's CIFAR-10 recipe uses 0.1.
+        off_diagonal_target: target of the off-diagonal correlations. Default 0 (paper); -1 gives
             the HSIC variant (Tsai et al. 2021).
-        form: "features" `(D, D)`, "samples" `(N, N)`, or "auto", the cheaper of the two.
-        eps: added to each feature's variance. Default 1e-5 (as `nn.BatchNorm1d`).
-        process_group: the ranks that share a batch. Default all.
-        equal_batches: whether every rank is known to hold as many samples. Then a step does not
-            wait for the device to tell their numbers; a GPU runs ahead. Default False.
+        form: matrix to compute with: "features" `(D, D)`, "samples" `(N, N)`, or "auto", the
+            cheaper of the two. All give the same loss.
+        eps: added to the variance of each feature. Default 1e-5 (as in `nn.BatchNorm1d`).
+        process_group: ranks that share a batch. Default: all ranks.
+        equal_batches: set to True if every rank always holds the same number of samples. Batch
+            sizes are then not read back from the device, so a GPU need not be waited for. Default
+            False.
 
     Attributes:
-        terms: the parts of the last loss, read without waiting for the device.
+        terms: the terms of the last loss; reading them does not wait for the device.
 
     Raises:
-        UserError: if an argument cannot be.
+        UserError: if `form` is invalid.
 
     Example:
         >>> z1, z2 = torch.randn(2, 32, 128, requires_grad=True)
@@ -63,7 +65,7 @@ class BarlowTwinsLoss(nn.Module):
     ) -> None:
         super().__init__()
         if form not in ("auto", "features", "samples"):
-            raise UserError(f"form {form!r} is none: use 'auto', 'features' or 'samples'")
+            raise UserError(f"unknown form {form!r}: use 'auto', 'features' or 'samples'")
         self.lambd = lambd
         self.scale = scale
         self.off_diagonal_target = off_diagonal_target
@@ -76,19 +78,22 @@ class BarlowTwinsLoss(nn.Module):
         """The loss of two batches of embeddings.
 
         Args:
-            z1: embeddings of the first views, `(N, D)`, of any floating type and layout.
+            z1: embeddings of the first views, `(N, D)`, of any floating type and memory layout.
             z2: embeddings of the second views, `(N, D)`.
 
         Returns:
-            `()`, float32 (float64 for float64 input), the same on every rank.
+            A scalar, float32 (float64 for float64 input), the same on every rank.
 
         Raises:
-            UserError: if the shapes differ or are not `(N, D)`, or the global batch is below 2.
+            UserError: if the shapes or types differ, the shape is not `(N, D)`, the type is not
+                floating, or the global batch has fewer than 2 samples.
         """
         check(z1, z2)
         options = (self.lambd, self.scale, self.off_diagonal_target, self.eps, self.form)
         with torch.autocast(z1.device.type, enabled=False):
-            outputs = Loss.apply(z1, z2, *options, self.process_group, self.equal_batches)
+            outputs = BarlowTwinsFunction.apply(
+                z1, z2, *options, self.process_group, self.equal_batches
+            )
         self.terms = Terms(*(value.detach() for value in outputs))
         loss: Tensor = outputs[0]
         return loss
