@@ -23,7 +23,7 @@ _SMALL_IMAGE = 64
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """What it takes to build an encoder again: the arguments of `create_encoder`, settled."""
+    """The resolved arguments of `create_encoder`, from which an encoder can be rebuilt."""
 
     name: str
     image_size: int
@@ -35,11 +35,11 @@ class EncoderSpec:
 
     @property
     def of_maps(self) -> bool:
-        """Whether the representation is not timm's own but averages of maps."""
+        """Whether the representation consists of averaged feature maps instead of timm's output."""
         return self.pool > 1 or self.stages > 1
 
     def build(self, pretrained: bool = False) -> nn.Module:
-        """The encoder, freshly initialised or with timm's supervised weights."""
+        """Build the encoder, freshly initialised or with timm's supervised weights."""
         return create_encoder(
             self.name,
             image_size=self.image_size,
@@ -52,7 +52,7 @@ class EncoderSpec:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they are stored beside the weights."""
+        """Plain values, as stored beside the weights."""
         return asdict(self)
 
     @classmethod
@@ -91,28 +91,31 @@ def create_encoder(
     Args:
         name: a timm name, such as "resnet18", "vit_small_patch16_224" or "convnext_tiny".
         image_size: height and width of the views in pixels.
-        in_chans: channels of the images.
-        pretrained: start from timm's supervised weights (downloaded) instead of at random.
-        stem: "small" replaces a ResNet's 7x7 stride-2 convolution and pooling by a 3x3 stride-1
-            convolution, as everybody does for CIFAR; "padded" pads that by two pixels instead of
-            one, as solo-learn does; "linear" has no ReLU behind it, as lightly's own ResNets in
-            its examples; "strided" strides it by two pixels, for a quarter of the work;
-            "standard" leaves the network alone; "auto" is "small" for ResNets at 64 pixels and
-            less.
-        pool: side of the grid that a map is averaged to. 1 is timm's own pooling; 2 keeps the four
-            quadrants apart (as Coates et al. 2011 did with patches), for four times the features.
-        stages: how many of the last stages' maps (of a transformer: blocks' tokens) the
-            representation is made of, side by side. More than one is worth most after short
-            trainings and for linear classifiers.
-        **model_args: passed on to timm's constructor, such as `channels=(32, 64, 128, 256)`.
+        in_chans: number of image channels.
+        pretrained: start from timm's supervised weights (downloaded) instead of random ones.
+        stem: first layers of the encoder; all but "auto" and "standard" need a ResNet.
+
+            - "standard": timm's own; for a ResNet a 7x7 stride-2 convolution and pooling.
+            - "small": a 3x3 stride-1 convolution and no pooling, as is usual for CIFAR.
+            - "padded": "small" padded by two pixels instead of one, as in solo-learn.
+            - "linear": "small" without the ReLU behind it, as in lightly's own ResNets (examples).
+            - "strided": "small" with a stride of two, for a quarter of the computation.
+            - "auto": "small" for a ResNet at 64 pixels or less, else "standard".
+        pool: side of the grid that each feature map is averaged to. With one stage, 1 is timm's own
+            pooling; 2 keeps the four quadrants apart (as Coates et al. 2011 did with patches), for
+            four times the features.
+        stages: number of last stages (of a transformer: blocks) whose maps are concatenated into
+            the representation. More than one helps most after short trainings and for linear
+            classifiers.
+        **model_args: arguments of timm's constructor, such as `channels=(32, 64, 128, 256)`.
 
     Returns:
         A module `(N, in_chans, image_size, image_size) -> (N, num_features)` with the attributes
         `num_features` and `spec`.
 
     Raises:
-        UserError: if timm has no such architecture, or the architecture no such argument or stem,
-            or not as many stages, or if timm's weights cannot be had.
+        UserError: if timm has no such architecture, the architecture has no such argument or stem
+            or too few stages, or timm's weights cannot be downloaded.
 
     Example:
         >>> create_encoder("resnet18", image_size=32).num_features
@@ -174,7 +177,7 @@ def fresh_copy(encoder: nn.Module, seed: int = 0) -> nn.Module:
         seed: of the initialisation.
 
     Returns:
-        A new module; with the preprocessing of the given one, if it has any.
+        A new module, with the preprocessing of the given one, if any.
     """
     with torch.random.fork_rng(devices=[]):  # parameters are drawn on the CPU
         torch.manual_seed(seed)
@@ -185,7 +188,7 @@ def fresh_copy(encoder: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def spec_of(encoder: nn.Module) -> EncoderSpec:
-    """The spec an encoder carries; an error for one that was not made here."""
+    """The spec of an encoder; a UserError if it was not created or loaded by this package."""
     spec = getattr(encoder, "spec", None)
     if not isinstance(spec, EncoderSpec):
         raise UserError(

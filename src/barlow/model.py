@@ -10,12 +10,12 @@ from barlow.loss import BarlowTwinsLoss
 
 
 def create_projector(in_features: int, widths: Sequence[int]) -> nn.Sequential:
-    """The MLP between representation and embedding (paper, section 2.2).
+    """Create the projector: the MLP from representation to embedding (paper, section 2.2).
 
     Args:
         in_features: width `F` of the representation.
-        widths: output width of each linear layer; the last is the embedding's `D`. All but the
-            last are followed by batch normalisation and ReLU; none has a bias.
+        widths: output width of each linear layer; the last is the width `D` of the embedding. All
+            but the last are followed by batch normalisation and ReLU; none has a bias.
 
     Returns:
         A module `(N, F) -> (N, D)`.
@@ -31,14 +31,15 @@ def create_projector(in_features: int, widths: Sequence[int]) -> nn.Sequential:
 
 
 class BarlowTwins(nn.Module):
-    """Barlow Twins: two views in, the loss out (Zbontar et al. 2021).
+    """Barlow Twins (Zbontar et al. 2021): takes two views, returns the loss.
 
     Args:
         encoder: `(N, C, H, W) -> (N, F)` with the attribute `num_features`, for example from
             `barlow.create_encoder`.
         projector: widths of the projector's layers. Default 8192 three times (paper).
         lambd: weight of the redundancy-reduction term. Default 0.0051 (paper).
-        criterion: the loss, `(N, D), (N, D) -> ()`. Default `BarlowTwinsLoss(lambd)`.
+        criterion: the loss, `(N, D), (N, D) -> ()`. Default `BarlowTwinsLoss(lambd)`; if given,
+            `lambd` is not used.
 
     Raises:
         ValueError: if `projector` is empty.
@@ -84,13 +85,13 @@ class BarlowTwins(nn.Module):
         Args:
             view1: `(N, C, H, W)`.
             view2: `(N, C, H, W)`, of the same images.
-            slope1: `(N, D)`, gradient of a larger batch's loss at the first embedding, for
-                `accumulate`.
-            slope2: the same at the second.
+            slope1: `(N, D)`, gradient of a larger batch's loss with respect to the first
+                embedding; set by `accumulate`.
+            slope2: the same for the second embedding.
 
         Returns:
-            The loss, `()`; its terms are in `criterion.terms`. With slopes, a scalar that has
-            them as its gradient.
+            The loss, a scalar; its terms are in `criterion.terms`. With slopes: a scalar whose
+            gradient with respect to the embeddings is the slopes.
         """
         # One pass a view, as in the paper: batch normalisation sees one distribution at a time.
         z1, z2 = self.embed(view1), self.embed(view2)  # (N, D)

@@ -1,4 +1,4 @@
-"""Muon: momentum whose singular values are made equal, for the weights of short trainings."""
+"""Muon: momentum with equalised singular values, for the weights of short trainings."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -13,7 +13,7 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
 def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """The matrix with its singular values near one (Newton-Schulz iteration, Jordan 2024).
+    """Bring the singular values of a matrix close to one (Newton-Schulz iteration, Jordan 2024).
 
     Args:
         matrix: `(M, N)`.
@@ -21,8 +21,8 @@ def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
             between 0.65 and 1.25.
 
     Returns:
-        `(M, N)`, of the same type: in float32 it costs a quarter of bfloat16 on a processor
-        without units for it, and does not differ from rank to rank.
+        `(M, N)`, of the same type. On a processor without bfloat16 units, float32 costs a quarter
+        of bfloat16; it also does not differ between ranks.
 
     Example:
         >>> wide = orthogonalise(torch.randn(4, 64))
@@ -59,17 +59,17 @@ def _polynomial(gram: Tensor) -> Tensor:
 class Muon(Optimizer):
     """Muon for weights (Jordan 2024), Adam for everything else.
 
-    A weight of any shape counts as a matrix of its outputs; its update is the orthogonalised
-    momentum `u`, `lr * 0.2 * sqrt(max(M, N)) * u`, of about 0.2 `lr` an entry, which is that of
-    Adam (Liu et al. 2025).
+    A weight of any shape is treated as a matrix `(M, N)` with a row for each output. Its update is
+    `lr * 0.2 * sqrt(max(M, N)) * u`, with `u` the orthogonalised momentum. Its entries are about
+    0.2 `lr`, the size of Adam's (Liu et al. 2025).
 
     Args:
-        params: parameters, or groups as `parameter_groups` makes them; what is not a matrix, and
-            groups with `lars_exclude=True`, get Adam.
-        lr: learning rate, default 0.02. Jordan's unit is another: his update is
-            `lr * sqrt(max(1, M / N)) * u`, so his rates are smaller here by the ratio of the two.
-        momentum: default 0.95 (Jordan 2024), in Nesterov's form; of Adam, beta1 is 0.9.
-        weight_decay: decoupled, times `lr`. Default 0.
+        params: parameters, or groups from `parameter_groups`. Parameters with fewer than two
+            dimensions, and groups with `lars_exclude=True`, are updated by Adam.
+        lr: learning rate. Default 0.02. Jordan's update is `lr * sqrt(max(1, M / N)) * u`: divide
+            his learning rates by the ratio of the two factors.
+        momentum: Nesterov momentum. Default 0.95 (Jordan 2024); Adam's beta1 is always 0.9.
+        weight_decay: decoupled weight decay, times `lr`. Default 0.
 
     Raises:
         ValueError: if a number is negative.

@@ -24,17 +24,17 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Split a model's trainable parameters into weights, and biases and norms.
 
-    A parameter counts as bias or norm by what it is: it belongs to a normalisation layer, or has
-    fewer than two dimensions. Names play no part.
+    A parameter is a bias or norm if it belongs to a normalisation layer or has fewer than two
+    dimensions, whatever its name.
 
     Args:
         model: any module.
         lr: learning rate of the weights.
         lr_bias_norm: learning rate of biases and normalisation parameters.
-        weight_decay: decay of the weights; biases and norms are not decayed (paper, section 2.2).
+        weight_decay: weight decay of the weights; biases and norms have none (paper, section 2.2).
 
     Returns:
-        Two groups for an optimiser. `lars_exclude` tells `LARS` to leave the layer-wise rate out.
+        Two groups for an optimiser. `lars_exclude` tells `LARS` to leave out layer-wise scaling.
 
     Example:
         >>> groups = parameter_groups(nn.Linear(2, 3), lr=0.2, lr_bias_norm=0.0048, weight_decay=0)
@@ -60,22 +60,22 @@ def parameter_groups(
 
 
 class LARS(Optimizer):
-    """Layer-wise adaptive rate scaling (You et al. 2017), as Barlow Twins trains with it.
+    """LARS, layer-wise adaptive rate scaling (You et al. 2017), as used by Barlow Twins.
 
-    For each weight `w` with gradient `g`: `d = g + weight_decay * w`, scaled by
-    `eta * |w| / |d|`, then momentum. Groups with `lars_exclude=True` get plain momentum on `g`.
+    For each weight `w` with gradient `g`, the update `d = g + weight_decay * w` is scaled by
+    `eta * |w| / |d|` and added to the momentum. Groups with `lars_exclude=True` are not scaled.
 
     Args:
-        params: parameters, or groups as `parameter_groups` makes them.
+        params: parameters, or groups from `parameter_groups`.
         lr: learning rate; the paper's is 0.2 for weights and 0.0048 for biases and norms, times
             batch size / 256.
-        weight_decay: added to the gradient before the norm is taken. Default 0; the paper has
-            1.5e-6, its code's default is 1e-6.
+        weight_decay: added to the gradient before the norm is taken. Default 0; the paper uses
+            1.5e-6, its code 1e-6 by default.
         momentum: default 0.9 (paper).
-        eta: trust coefficient, default 0.001 (paper).
-        clip: no weight's rate is larger than `lr` itself, that of SGD: the factor above is at most
-            `lr`, and `lr` is not multiplied by it a second time. Default False; solo-learn trains
-            with it, at an eta of 0.02.
+        eta: trust coefficient. Default 0.001 (paper).
+        clip: cap the rate of each weight at that of SGD: it is then the smaller of `lr` and
+            `eta * |w| / |d|` instead of their product. Default False; solo-learn trains with it,
+            at an eta of 0.02.
 
     Raises:
         ValueError: if a number is negative.
@@ -104,7 +104,7 @@ class LARS(Optimizer):
         super().__init__(params, {**defaults, "clip": clip, "lars_exclude": False})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """A state that was saved before there was `clip` is one without."""
+        """Load a state, with `clip` off if it was saved before that option existed."""
         super().__setstate__(state)
         for group in self.param_groups:
             group.setdefault("clip", False)
@@ -167,7 +167,7 @@ def warmup_cosine(step: float, *, steps: float, warmup: float, final: float = 0.
     """The factor on the learning rate at a step: linear warm-up, then half a cosine.
 
     Args:
-        step: 0-based step; it and the two lengths may count anything else, such as seconds.
+        step: 0-based step. The three lengths may be in any common unit, such as seconds.
         steps: length of the whole training.
         warmup: length of the warm-up (paper: 10 of its 1000 epochs).
         final: factor at the end (paper's code: 0.001).

@@ -58,23 +58,24 @@ def pretrain(
 ) -> Run:
     """Pretrain an encoder with Barlow Twins on unlabelled images.
 
-    Called again on an unfinished run, it goes on where that stopped.
+    Call it again on an interrupted run to resume it.
 
     Args:
         source: where the images come from: a folder, Parquet files, or a name such as "cifar10".
-        out: folder of the run; new, empty, or an unfinished run with the same settings (with any,
-            as long as it has no checkpoint).
-        recipe: name of a shipped recipe or path of a YAML file; its values are the defaults.
-        reporter: told of the progress.
+        out: folder of the run: new, empty, or a run to resume. Once that run has a checkpoint,
+            settings that change the result must be the same; `epochs` and `minutes` may grow.
+        recipe: name of a shipped recipe, or path to a YAML file; its values are the defaults.
+        reporter: receives progress updates.
         **settings: fields of `barlow.Settings`, such as `epochs=100` or `batch_size=256`.
 
     Returns:
         The run; `run.encoder()` is the trained encoder.
 
     Raises:
-        UserError: if something asked for cannot be; nothing has been written then.
-        TrainingError: if the loss is not finite any more, a step does not fit in memory, or a
-            signal ended the training.
+        UserError: if an argument is invalid (nothing has been written then), or more than
+            `max_broken` of the images turn out to be unreadable.
+        TrainingError: if the loss is no longer finite, a step does not fit in memory, or a signal
+            ended the training.
 
     Example:
         >>> import barlow, tempfile
@@ -89,7 +90,7 @@ def pretrain(
 
 
 def train(settings: Settings, out: str | Path, reporter: Reporter | None = None) -> Run:
-    """`pretrain` with settings that are already put together."""
+    """`pretrain` with settings that are already combined."""
     run = open_run(out, settings)
     reporter = tracked(reporter, settings, run)
     fabric = create_fabric(settings)

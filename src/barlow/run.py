@@ -84,17 +84,17 @@ class Run:
 
     @property
     def config_file(self) -> Path:
-        """The settings, YAML."""
+        """The settings, as YAML."""
         return self.path / "config.yaml"
 
     @property
     def metrics_file(self) -> Path:
-        """The curves, CSV with the columns `METRICS`."""
+        """The training curves, as CSV with the columns `METRICS`."""
         return self.path / "metrics.csv"
 
     @property
     def last_checkpoint(self) -> Path:
-        """What a resumption starts from."""
+        """The checkpoint that a run resumes from."""
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
@@ -104,35 +104,35 @@ class Run:
 
     @property
     def skipped_file(self) -> Path:
-        """The images that could not be read, CSV: id and reason."""
+        """The images that could not be read, as CSV: id and reason."""
         return self.path / "skipped.csv"
 
     @property
     def starts_file(self) -> Path:
-        """When, on what machine and on what images it was started and resumed, JSON lines."""
+        """Time, machine and images of the start and of every resumption, as JSON lines."""
         return self.path / "starts.jsonl"
 
     @property
     def report_file(self) -> Path:
-        """The run as a page, HTML."""
+        """The report of the run, as HTML."""
         return self.path / "report.html"
 
     @property
     def log_file(self) -> Path:
-        """What was logged, with times."""
+        """The log, with times."""
         return self.path / "log.txt"
 
     def epoch_checkpoint(self, epoch: int) -> Path:
-        """A checkpoint that is kept."""
+        """The checkpoint kept after this epoch."""
         return self.path / "checkpoints" / f"epoch-{epoch:04d}.ckpt"
 
     @property
     def trained(self) -> bool:
-        """Whether it holds what other settings would lose: a checkpoint, or an encoder."""
+        """Whether the run has a checkpoint or an encoder, which other settings would lose."""
         return self.encoder_folder.exists() or any(self.last_checkpoint.parent.glob("*.ckpt"))
 
     def settings(self) -> Settings:
-        """The settings the run was made with.
+        """The settings that the run was made with.
 
         Raises:
             UserError: if the file is damaged, or has a setting that this version does not know.
@@ -151,7 +151,7 @@ class Run:
         """The rows of `metrics.csv`; a row has only the columns that were measured at its step.
 
         Args:
-            whole: pass over what lost power may leave after the last whole row.
+            whole: ignore what a power failure may leave after the last whole row.
         """
         if not self.metrics_file.exists():
             return []
@@ -186,13 +186,13 @@ class Run:
                 raise
 
     def add_start(self, start: Mapping[str, Any]) -> None:
-        """Note that the training starts or goes on, and the time."""
+        """Record that the training starts or resumes, with the time."""
         time = datetime.now(UTC).isoformat(timespec="seconds")
         before = self.starts_file.read_text() if self.starts_file.exists() else ""
         write_text(self.starts_file, before + json.dumps({"time": time, **start}) + "\n")
 
     def starts(self) -> list[dict[str, Any]]:
-        """What `add_start` noted, the first start first."""
+        """What `add_start` recorded, oldest first."""
         if not self.starts_file.exists():
             return []
         with reading(self.starts_file):
@@ -218,14 +218,14 @@ class Run:
         return len(every) - len(known)
 
     def forget_other_start(self, settings: Settings) -> None:
-        """Drop what a start with other settings left, of which nothing was trained."""
+        """Delete the files of a start with other settings that trained nothing."""
         if self.config_file.exists() and _changes(self.settings(), settings):
             for name in ("metrics.csv", "starts.jsonl", "skipped.csv", "trackers.json", "log.txt"):
                 (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop rows of steps that a resumption will make again, and what is no whole row."""
+        """Drop rows of steps that a resumed run will repeat, and incomplete rows."""
         if not self.metrics_file.exists():
             return
         content = self.metrics_file.read_bytes()
@@ -244,11 +244,11 @@ class Run:
 def open_run(out: str | Path, settings: Settings) -> Run:
     """The run in a folder: a new one, or one made with the same settings.
 
-    Of a run that has no checkpoint yet nothing is lost: it takes other settings too.
+    A run without a checkpoint also accepts other settings, since nothing is lost.
 
     Args:
         out: the folder.
-        settings: what is asked for now.
+        settings: of the new training.
 
     Returns:
         The run; nothing is written yet.

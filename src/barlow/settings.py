@@ -1,4 +1,4 @@
-"""Every setting of a pretraining: one typed field each, with its default and where that is from."""
+"""All settings of a pretraining run: one typed field each, with its default and its origin."""
 
 import dataclasses
 import inspect
@@ -27,7 +27,7 @@ _COUNTS = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What a pretraining is made of; each field is an option of `barlow pretrain`.
+    """Settings of a pretraining run; each field is an option of `barlow pretrain`.
 
     The same names are the keys of a recipe and of a run's `config.yaml`.
 
@@ -37,115 +37,126 @@ class Settings:
     """
 
     source: str
-    """where the images come from: a folder, Parquet files, or a name such as cifar10"""
+    """source of the images: a folder, Parquet files, or a name such as cifar10"""
 
     encoder: str = "resnet50"
     """architecture: any timm name"""
     encoder_args: dict[str, Any] = field(default_factory=dict)
     """arguments for timm's constructor, such as '{"channels": [32, 64, 128, 256]}'"""
     stem: Literal["auto", "standard", "small", "padded", "strided"] = "auto"
-    """of a ResNet on small images; small: a 3x3 convolution and no pooling; padded: the same with
-    two pixels of padding, as solo-learn has it; strided: with a stride of 2, for a quarter of the
-    work; auto: small up to 64 pixels, else standard"""
+    """first layers of the encoder: standard (timm's own), or for a ResNet small (a 3x3 convolution,
+    no pooling), padded (small with two pixels of padding, as in solo-learn) or strided (small with
+    a stride of 2, for a quarter of the computation); auto: small for a ResNet at up to 64 pixels,
+    else standard"""
     pool: int = 1
-    """side of the grid that a map is averaged to: 2 keeps its quadrants apart, for four times the
-    features"""
+    """side of the grid that each feature map is averaged to; 2 keeps the four quadrants apart, for
+    four times the features"""
     stages: int = 1
-    """how many of the last stages' maps the representation is made of"""
+    """number of last stages whose feature maps make up the representation"""
     pretrained: bool = False
     """start from timm's supervised weights (downloaded)"""
     init: str | None = None
-    """start from this encoder: a run, a checkpoint (its projector too, if the widths agree), a timm
-    folder, hf://OWNER/NAME, or a file of weights of another project"""
+    """start from a trained encoder: a run, a checkpoint, a timm folder, hf://OWNER/NAME, or a file
+    of weights of another project; a checkpoint or file of weights also initialises the projector,
+    if the widths agree"""
     projector: list[int] = field(default_factory=lambda: [8192, 8192, 8192])
     """widths of the projector's layers (paper: 8192 three times)"""
     lambd: float = 0.0051
-    """weight of the redundancy-reduction term (paper: 0.0051); a narrower projector wants a larger
-    one: 0.02 at 256 (Agrawal et al. 2024)"""
+    """weight of the redundancy-reduction term (paper: 0.0051); a narrower projector needs a larger
+    weight: 0.02 at width 256 (Agrawal et al. 2024)"""
     off_diagonal_target: float = 0.0
-    """where correlations of two features are pulled (paper: 0; -1: HSIC, Tsai et al. 2021)"""
+    """target of the off-diagonal correlations (paper: 0; -1: HSIC, Tsai et al. 2021)"""
     loss_scale: float = 1.0
-    """factor on the loss, as some published recipes have it"""
+    """factor on the whole loss, for published recipes that use one"""
 
     image_size: int = 224
     """height and width of a view in pixels"""
     eval_size: int | None = None
-    """height and width of images after the training; default: image_size. A network that saw small
-    crops does better on somewhat larger images (Touvron et al. 2019)"""
+    """height and width of the encoder's images after training; default: image_size. A network
+    trained on small crops does better on somewhat larger images (Touvron et al. 2019)"""
     channels: int = 3
-    """channels of the images"""
+    """number of image channels"""
     views: str = "auto"
-    """preset of the two view distributions; auto: small up to 64 pixels, else paper"""
+    """preset of the two view distributions: paper, small, digits, aerial, microscopy, or auto:
+    small up to 64 pixels, else paper"""
     view1: dict[str, Any] = field(default_factory=dict)
     """changes to the first view's distribution, such as '{"blur": 0.5}'"""
     view2: dict[str, Any] = field(default_factory=dict)
     """changes to the second view's distribution"""
     validation: str | None = None
-    """source of the validation loss; default: the source's own validation or test split"""
+    """source of held-out images for validation; default: the source's own validation split, else
+    its test split"""
     validation_limit: int = 2048
-    """images the validation loss is taken over, at most"""
+    """maximum number of images to validate on"""
     limit: int | None = None
     """use only the first N images of the source"""
     max_broken: float = 0.05
-    """share of the images that may be unreadable before the training stops"""
+    """largest share of unreadable images; above it, training stops"""
 
     epochs: int = 100
-    """passes over the images (paper: 1000); given beside a recipe with minutes, it replaces them"""
+    """passes over the images (paper: 1000); overrides the minutes of a recipe"""
     minutes: float | None = None
-    """train for so long by the clock, instead of for epochs; the learning rate follows it"""
+    """train for this many minutes of wall-clock time instead of for epochs; the learning rate
+    follows the clock"""
     batch_size: int = 256
-    """images a step, over all devices (paper: 2048; 256 does nearly as well, section 4)"""
+    """images per step, over all devices (paper: 2048; 256 does nearly as well, section 4)"""
     accumulate: int = 1
-    """micro-batches a step: the loss stays that of the whole batch, memory is a micro-batch's"""
+    """micro-batches per step; the loss is still that of the whole batch, in the memory of one
+    micro-batch"""
     optimizer: Literal["lars", "adamw", "sgd", "muon"] = "lars"
-    """lars (paper), adamw, sgd, or muon (Jordan 2024, for short trainings)"""
+    """optimiser: lars (paper), adamw, sgd, or muon (Jordan 2024, for short trainings)"""
     lr: float | None = None
-    """learning rate of weights; for lars and sgd per 256 images of the batch; default: 0.2 for lars
-    (paper) and sgd, 0.002 for adamw, 0.04 for muon"""
+    """learning rate of weights, multiplied by batch_size / 256 for lars and sgd; default: 0.2 for
+    lars (paper) and sgd, 0.002 for adamw, 0.04 for muon"""
     lr_bias_norm: float | None = None
-    """learning rate of biases and norms, scaled alike; default: 0.0048 for lars (paper) and sgd,
-    0.002 for adamw, 0.02 for muon"""
+    """learning rate of biases and norms, multiplied like lr; default: 0.0048 for lars (paper) and
+    sgd, 0.002 for adamw, 0.02 for muon"""
     weight_decay: float = 1.5e-6
-    """decay of weights; biases and norms have none (paper: 1.5e-6; its code: 1e-6)"""
+    """weight decay; not applied to biases and norms (paper: 1.5e-6; its code: 1e-6)"""
     momentum: float = 0.9
-    """of lars, sgd and muon; beta1 of adamw"""
+    """momentum of lars, sgd and muon; beta1 of adamw"""
     lars_eta: float = 0.001
     """trust coefficient of lars (paper: 0.001)"""
     lars_clip: bool = False
-    """let no weight's rate under lars be larger than that of sgd, as solo-learn does"""
+    """cap the rate of each weight under lars at that of sgd, as solo-learn does"""
     warmup_epochs: float = 10.0
-    """epochs of linear warm-up (paper: 10), at most a tenth of the training"""
+    """epochs of linear warm-up (paper: 10), at most a tenth of the training; with minutes, always a
+    tenth"""
     final_lr: float = 0.001
-    """factor on the learning rate that the cosine ends with (paper's code: 0.001)"""
+    """factor on the learning rate at the end of the cosine schedule (paper's code: 0.001)"""
 
     seed: int = 0
-    """of initialisation, order and views"""
+    """random seed of initialisation, image order and views"""
     precision: Literal["64", "32", "bf16", "16"] = "32"
-    """arithmetic: float64 (to compare runs exactly), float32, or mixed with bfloat16 or float16"""
+    """arithmetic: 64 for float64 (to compare runs exactly), 32 for float32, bf16 or 16 for mixed
+    precision with bfloat16 or float16"""
     compile: bool = False
     """compile the model with torch.compile"""
     accelerator: str = "auto"
-    """auto, cpu, cuda or mps"""
+    """device type: auto, cpu, cuda or mps"""
     devices: int = 1
-    """processes on this machine, one a device"""
+    """processes on this machine, one per device"""
     sync_batch_norm: bool = True
-    """batch normalisation over all devices, so that their number changes nothing"""
+    """synchronise batch normalisation over all devices, so that their number changes the training
+    by rounding only"""
     workers: int = 2
-    """decoding processes a device, where the images do not fit in memory"""
+    """processes per device that read and crop images; not needed for images of up to 64 pixels
+    that fit in memory"""
 
     save_every: int = 10
-    """epochs between the checkpoints that are kept"""
+    """epochs between checkpoints that are kept"""
     save_minutes: float = 10.0
-    """minutes between the checkpoints that a resumption starts from"""
+    """minutes between saves of the checkpoint that a run resumes from"""
     eval_every: int | None = None
-    """epochs between validations; default: as few as take about 3 % of the time"""
+    """epochs between validations; default: chosen so that they take about 3 % of the time"""
     log_every: int = 50
     """steps between rows of metrics.csv"""
     track: list[str] = field(default_factory=list)
-    """send them to wandb, tensorboard, trackio or mlflow too; several with commas"""
+    """also send the metrics to wandb, tensorboard, trackio or mlflow; separate several with
+    commas"""
 
     def __post_init__(self) -> None:
-        """Plain values, as a recipe would have them, and none that cannot be."""
+        """Convert values to plain types, as in a recipe, and reject invalid ones."""
         for name, kind in get_type_hints(Settings).items():
             value = getattr(self, name)
             if get_origin(kind) is Literal:
@@ -167,28 +178,28 @@ class Settings:
 
     @classmethod
     def of(cls, source: str, recipe: str | Path | None = None, **overrides: Any) -> "Settings":
-        """Settings from defaults, then a recipe, then single values.
+        """Combine the defaults, a recipe and single values; later ones take precedence.
 
         Args:
             source: where the images come from.
-            recipe: name of a shipped recipe, or path of a YAML file.
+            recipe: name of a shipped recipe, or path to a YAML file.
             **overrides: fields of this class.
 
         Raises:
-            UserError: if the recipe or a field does not exist, or a value cannot be.
+            UserError: if the recipe or a field does not exist, or a value is invalid.
         """
         values = {**(recipe_beside(recipe, overrides) if recipe else {}), **overrides}
         check_names(values, recipe)
         return cls(**{**values, "source": source})  # a run's config.yaml, as a recipe, has one too
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `config.yaml` holds them, learning rates included."""
+        """Plain values as stored in `config.yaml`, with the learning rates filled in."""
         lr, lr_bias_norm = self.rates
         return dataclasses.asdict(self) | {"lr": lr, "lr_bias_norm": lr_bias_norm}
 
     @property
     def rates(self) -> tuple[float, float]:
-        """Learning rates of weights, and of biases and norms: as given, or the optimiser's."""
+        """Learning rates of weights, and of biases and norms; default: the optimiser's own."""
         lr, lr_bias_norm = _RATES[self.optimizer]
         return (
             lr if self.lr is None else self.lr,
@@ -197,7 +208,7 @@ class Settings:
 
     @property
     def view_preset(self) -> str:
-        """The preset that `views` stands for at this image size."""
+        """The preset that `views` selects at this image size."""
         if self.views != "auto":
             return self.views
         return "small" if self.image_size <= 64 else "paper"
@@ -245,13 +256,13 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(recipe: str | Path) -> dict[str, Any]:
-    """The values of a recipe.
+    """Load the values of a recipe.
 
     Args:
-        recipe: name of a shipped recipe, or path of a YAML file.
+        recipe: name of a shipped recipe, or path to a YAML file.
 
     Returns:
-        Field names of `Settings` and their values.
+        A mapping from field names of `Settings` to values.
 
     Raises:
         UserError: if there is no such recipe, or it is not a YAML mapping.
@@ -276,7 +287,7 @@ def load_recipe(recipe: str | Path) -> dict[str, Any]:
 
 
 def recipe_beside(recipe: str | Path, given: Container[str]) -> dict[str, Any]:
-    """The values of a recipe, without its minutes where epochs are given."""
+    """The values of a recipe, without its minutes if epochs are given."""
     values = load_recipe(recipe)
     if "epochs" in given:
         values.pop("minutes", None)

@@ -1,4 +1,4 @@
-"""The command `barlow`: parses, calls, prints; the only room that does."""
+"""The command `barlow`; the only part of the package that parses arguments or prints."""
 
 import errno
 import sys
@@ -25,10 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        argv: the arguments after `barlow`; default those of this process.
+        argv: arguments after `barlow`; default: those of this process.
 
     Returns:
-        0 done, 2 the user's mistake, 1 anything else.
+        Exit status: 0 for success, 2 for a user's mistake, 1 for anything else.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -74,13 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _pretrain(argv: list[str]) -> None:
-    """Train an encoder on unlabelled images."""
+    """Pretrain an encoder on unlabelled images."""
     from barlow.settings import Settings, recipe_names
 
     parser = new_parser("pretrain", _help(_pretrain))
     parser.add_argument("--out", type=str, required=True, help="folder of the run")
     names = ", ".join(recipe_names())
-    parser.add_argument("--recipe", type=str, help=f"default values: {names}, or a YAML file")
+    parser.add_argument("--recipe", type=str, help=f"recipe of defaults: {names}, or a YAML file")
     parser.add_argument("--quiet", action="store_true", help="print warnings only")
     parser.add_argument("--verbose", action="store_true", help="print every row of metrics.csv")
     add_options(parser, Settings, _defaults(argv))
@@ -92,7 +92,7 @@ def _pretrain(argv: list[str]) -> None:
 
 
 def _evaluate(argv: list[str]) -> None:
-    """Measure what an encoder is worth, with and without pretraining."""
+    """Evaluate an encoder, with or without labels, beside baselines such as random weights."""
     from barlow.evaluation.protocols import PROTOCOLS, evaluate, protocol_named
 
     given = peek(argv, "--protocol")
@@ -100,7 +100,7 @@ def _evaluate(argv: list[str]) -> None:
     first = (function.__doc__ or "").splitlines()[0]
     parser = new_parser(f"evaluate --protocol {given}" if given else "evaluate", first)
     text = (
-        f"{', '.join(PROTOCOLS)}: `barlow evaluate --protocol NAME --help` has the options of each"
+        f"{', '.join(PROTOCOLS)}: `barlow evaluate --protocol NAME --help` lists all of its options"
     )
     parser.add_argument("--protocol", type=str, default="linear", help=text)
     add_options(parser, function)
@@ -122,14 +122,14 @@ def _compare(argv: list[str]) -> None:
 
 
 def _predict(argv: list[str]) -> None:
-    """Classify images with a classifier that `barlow evaluate --out` kept."""
+    """Classify images with a classifier saved by `barlow evaluate --out`."""
     from barlow.evaluation.classifier import predict
 
     print(f"{_call(_predict, predict, argv)} images classified")
 
 
 def _embed(argv: list[str]) -> None:
-    """Write the embedding of every image of a source to one Parquet file."""
+    """Compute the representation of every image of a source, into one Parquet file."""
     from barlow.embeddings.writing import write_embeddings
 
     parser = new_parser("embed", _help(_embed))
@@ -138,32 +138,32 @@ def _embed(argv: list[str]) -> None:
 
 
 def _search(argv: list[str]) -> None:
-    """Find the images that are most like a given one."""
+    """Find the images most similar to given ones."""
     from barlow.embeddings.search import search_and_show
 
     parser = new_parser("search", _help(_search))
     add_options(parser, search_and_show, leave_out="file")
-    parser.add_argument("--in", type=str, required=True, help="file that barlow embed wrote")
+    parser.add_argument("--in", type=str, required=True, help="file written by barlow embed")
     values = parse(parser, argv)
     print_table(search_and_show(file=values.pop("in"), **values))
 
 
 def _duplicates(argv: list[str]) -> None:
-    """Find images that are nearly the same."""
+    """Find near-duplicate images."""
     from barlow.embeddings.duplicates import find_duplicates
 
     print_table(_call(_duplicates, find_duplicates, argv))
 
 
 def _anomalies(argv: list[str]) -> None:
-    """Find the images that are least like the training images, or like the others."""
+    """Find the images least similar to the training images, or to the rest of their file."""
     from barlow.embeddings.anomalies import find_anomalies
 
     print_table(_call(_anomalies, find_anomalies, argv))
 
 
 def _explore(argv: list[str]) -> None:
-    """Walk on a map of all images, in the browser (Embedding Atlas)."""
+    """Show a map of all images in the browser (Embedding Atlas)."""
     from barlow.embeddings.explore import explore
 
     parser = new_parser("explore", _help(_explore))
@@ -172,13 +172,13 @@ def _explore(argv: list[str]) -> None:
 
 
 def _views(argv: list[str]) -> None:
-    """Draw images and their two views, to see what the encoder will be asked to ignore."""
+    """Draw images and their two views, to see what the encoder will learn to ignore."""
     from barlow.assembly import draw
     from barlow.settings import Settings
 
     parser = new_parser("views", _help(_views))
     parser.add_argument("--out", type=str, required=True, help="PNG file to write")
-    parser.add_argument("--recipe", type=str, help="take sizes and views from a recipe")
+    parser.add_argument("--recipe", type=str, help="recipe to take sizes and views from")
     shown = ("source", "image_size", "channels", "views", "view1", "view2", "limit", "seed")
     defaults = _defaults(argv)
     add_options(parser, Settings, defaults, only=shown)
@@ -189,14 +189,14 @@ def _views(argv: list[str]) -> None:
 
 
 def _report(argv: list[str]) -> None:
-    """Write a run as one HTML page, or several over each other."""
+    """Write a run as an HTML page, or compare several runs in one."""
     from barlow.report import write_report
 
     print(_call(_report, write_report, argv))
 
 
 def _watch(argv: list[str]) -> None:
-    """Serve the page of a run while it goes on, to this machine only."""
+    """Serve the live page of a run, on this machine only."""
     from barlow.report.watch import serve
 
     def started(address: str) -> None:
@@ -224,7 +224,7 @@ def _demo(argv: list[str]) -> None:
 
 
 def _export(argv: list[str]) -> None:
-    """Write an encoder for other programs: timm, safetensors, ONNX, torch.export."""
+    """Export an encoder for other programs: timm, safetensors, ONNX, torch.export."""
     from barlow.share.exporting import export
 
     done = _call(_export, export, argv)
@@ -234,7 +234,7 @@ def _export(argv: list[str]) -> None:
 
 
 def _push(argv: list[str]) -> None:
-    """Put an encoder on the Hugging Face hub, with a model card."""
+    """Upload an encoder to the Hugging Face hub, with a model card."""
     from barlow.share.pushing import push
 
     done = _call(_push, push, argv)
@@ -285,7 +285,7 @@ def _write_page(out: str, told: "Reporter") -> None:
 def _call(
     command: Callable[[list[str]], None], function: Callable[..., Any], argv: list[str]
 ) -> Any:
-    """Call a function with the options that its signature stands for."""
+    """Call a function with the options made from its signature."""
     name = next(name for name, run in COMMANDS.items() if run is command)
     parser = new_parser(name, _help(command))
     add_options(parser, function)
@@ -293,7 +293,7 @@ def _call(
 
 
 def _defaults(argv: list[str]) -> dict[str, Any]:
-    """The defaults of the settings, those of the recipe in their place."""
+    """The defaults of the settings, overridden by those of the recipe."""
     from barlow.settings import Settings, recipe_beside
 
     recipe = peek(argv, "--recipe")

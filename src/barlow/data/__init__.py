@@ -1,4 +1,4 @@
-"""The room of the data: a source becomes batches of two views, or of plain images."""
+"""Data: from a source to batches of two views, or of plain images."""
 
 from barlow.data.batches import eval_batches
 from barlow.data.loading import Loader

@@ -28,17 +28,17 @@ def eval_batches(
     Args:
         source: the images.
         preprocess: brings them to one size.
-        batch_size: how many at a time; the last batch may be smaller.
+        batch_size: images at a time; the last batch may be smaller.
         device: where the batches go.
-        workers: threads that decode (decoders and resizing let go of Python's lock) while a GPU
-            works, or images arrive over a network. For an encoder on the CPU every core decodes
-            between two batches.
+        workers: threads that decode while a GPU works, or while images arrive over a network
+            (decoding and resizing release Python's lock). If the encoder is on the CPU and the
+            images are local, all cores decode between two batches instead.
 
     Yields:
         Images, float32 (B, C, S, S), channels last, and their indices in the source, (B,).
 
     Raises:
-        UserError: if more images are broken than the source lets pass.
+        UserError: if more images are broken than the source allows.
 
     Example:
         >>> from barlow.data import open_source

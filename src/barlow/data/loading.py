@@ -1,4 +1,4 @@
-"""A source becomes batches of two views, in an order that depends on nothing but the address."""
+"""From a source to batches of two views, in an order that depends only on seed and epoch."""
 
 from collections.abc import Iterator
 
@@ -20,24 +20,26 @@ class Loader:
     """Batches of two views, epoch after epoch.
 
     The order of an epoch is a function of (seed, epoch), a view of (seed, epoch, position in that
-    order): neither workers nor ranks nor where the epoch is entered change a pixel.
+    order). Neither the number of workers or ranks nor the step at which the epoch is entered
+    changes a pixel.
 
     Args:
         source: the images.
         views: draws the two views.
-        batch_size: images in a step, over all ranks.
-        seed: of the order and of the views.
-        rank: which slice of every batch is given.
-        world_size: how many slices there are.
+        batch_size: images per step, over all ranks.
+        seed: random seed of the order and the views.
+        rank: which slice of every batch to yield.
+        world_size: number of slices.
         device: where the views are drawn.
-        workers: processes that read and crop what does not fit in memory.
-        memory_budget: bytes that decoded images may take on this rank; a quarter of the
-            machine's or container's memory, shared among the ranks, by default.
+        workers: processes that read and crop images; not needed for images of up to 64 pixels that
+            fit in memory.
+        memory_budget: bytes that decoded images may take on this rank. Default: a quarter of the
+            memory of the machine or container, shared among the ranks.
         drop_last: leave out the images that do not fill a batch.
 
     Raises:
-        UserError: if the source has fewer images than a batch, or the batch does not divide over
-            the ranks.
+        UserError: if the source has fewer images than a batch, or the batch size is not a multiple
+            of the number of ranks.
 
     Example:
         >>> from barlow.data import open_source
@@ -91,11 +93,11 @@ class Loader:
                 self._read = memory.held(source, images)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's slice of both views of every batch from `first_step` on.
+        """This rank's slice of both views of every batch, from `first_step` on.
 
         Args:
-            epoch: which one.
-            first_step: how many steps of it to leave out.
+            epoch: number of the epoch.
+            first_step: how many of its steps to skip.
 
         Yields:
             Two views, each float (batch_size / world_size, C, S, S), on the device.

@@ -1,4 +1,4 @@
-"""What every image goes through before a trained encoder sees it."""
+"""The preprocessing of every image that a trained encoder sees."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,13 +22,15 @@ class Preprocess(nn.Module):
     """Resize the shorter side, crop the centre, normalise; nothing random, nothing learnt.
 
     Args:
-        image_size: side of the square that comes out, in pixels.
-        mean: mean of each channel on the scale 0 to 1; ImageNet's for 3 channels, else 0.5.
-        std: standard deviation of each channel; ImageNet's for 3 channels, else 0.25.
-        in_chans: channels of the images.
+        image_size: height and width of the output in pixels.
+        mean: mean of each channel on the scale from 0 to 1. Default: ImageNet's for 3 channels,
+            else 0.5.
+        std: standard deviation of each channel. Default: ImageNet's for 3 channels, else 0.25.
+        in_chans: number of image channels.
 
     Raises:
-        ValueError: if `mean` or `std` does not have one number a channel.
+        ValueError: if `image_size` is below 1, or `mean` or `std` does not have one number per
+            channel.
 
     Example:
         >>> Preprocess(32)(torch.zeros(5, 3, 48, 64, dtype=torch.uint8)).shape
@@ -61,7 +63,7 @@ class Preprocess(nn.Module):
         self.std = tuple(float(s) for s in std)
 
     def forward(self, images: Tensor | Image.Image) -> Tensor:
-        """A PIL image, uint8 (C, H, W) or (N, C, H, W); float32 of the same number of axes."""
+        """A PIL image or uint8 (C, H, W) to float32 (C, S, S); a uint8 batch to a float32 batch."""
         if isinstance(images, Image.Image):
             images = from_pil(images, self.in_chans)
         batch = images if images.ndim == 4 else _alone(images)
@@ -101,10 +103,10 @@ class Preprocess(nn.Module):
         return out.view(-1, size, size, self.in_chans).permute(0, 3, 1, 2)
 
     def prepare(self, batch: Tensor) -> Tensor:
-        """The same in float32 throughout, on any device; can be traced for images of every size.
+        """`forward` in float32 throughout, on any device; traceable for images of any size.
 
-        Resized images differ from `forward`'s by what that rounds, one grey level at most; others
-        do not.
+        Resized images differ from those of `forward` by its rounding, at most one grey level;
+        others do not differ.
 
         Args:
             batch: uint8 (N, C, H, W).
@@ -130,7 +132,7 @@ class Preprocess(nn.Module):
         return [(2 * side * self.image_size + short) // (2 * short) for side in batch.shape[-2:]]
 
     def to_dict(self) -> dict[str, Any]:
-        """The constructor's arguments: `Preprocess(**p.to_dict())` is the same."""
+        """The constructor's arguments: `Preprocess(**p.to_dict())` is equivalent."""
         return {
             "image_size": self.image_size,
             "mean": list(self.mean),
@@ -144,7 +146,7 @@ class Preprocess(nn.Module):
 
 
 def preprocess_of(encoder: nn.Module) -> Preprocess:
-    """What images go through before an encoder; a UserError for one that does not say."""
+    """The preprocessing that belongs to an encoder; a UserError if it has none."""
     preprocess = getattr(encoder, "preprocess", None)
     if not isinstance(preprocess, Preprocess):
         raise UserError(

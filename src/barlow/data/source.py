@@ -1,4 +1,4 @@
-"""A source: numbered images, their ids and, where there are some, their labels."""
+"""A source: numbered images, their ids and, if known, their labels."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -42,13 +42,13 @@ class Table:
 class Source:
     """Numbered images that are read one by one.
 
-    Made by `open_source`; `source[i]` is image i as uint8 (C, H, W).
+    Created by `open_source`. `source[i]` is image i as uint8 (C, H, W).
 
     Args:
-        name: what the user called it.
+        name: the source as the user wrote it.
         table: where the images are.
-        in_chans: channels every image is brought to.
-        limit: only the first so many images.
+        in_chans: number of channels that every image is converted to.
+        limit: use only the first so many images.
         max_broken: largest share of images that may be broken.
     """
 
@@ -77,7 +77,7 @@ class Source:
         self.fingerprint = hash_of([table.fingerprint, str(self._len), str(in_chans)])
 
     def __len__(self) -> int:
-        """How many images, broken ones included."""
+        """Number of images, broken ones included."""
         return self._len
 
     @property
@@ -86,10 +86,10 @@ class Source:
         return self._ids
 
     def order(self, key: int) -> Tensor:
-        """All images in the order of an epoch, (N,), under a key of `address`.
+        """The order of an epoch, (N,), under a key of `address`.
 
-        Any order where images are read one by one. Where they come in blocks, the blocks take any
-        order and images are shuffled among as many blocks as may be held at a time.
+        Images that are read one by one are fully shuffled. If they come in blocks, the blocks are
+        shuffled, and images only among as many blocks as may be held at a time.
         """
         if self._blocks is None:
             return address.permutation(self._len, key)
@@ -97,7 +97,7 @@ class Source:
 
     @property
     def far(self) -> bool:
-        """Whether the images come in blocks, from far away."""
+        """Whether the images are read in blocks from a remote place."""
         return self._blocks is not None
 
     def __getitem__(self, index: int) -> Tensor:
@@ -105,13 +105,13 @@ class Source:
         return self.open(index).decode()
 
     def open(self, index: int) -> Picture:
-        """Image `index` with its size known and its pixels unread; raises BrokenImage too."""
+        """Image `index` with its size known but its pixels not read; may raise BrokenImage."""
         if not -self._len <= index < self._len:
             raise IndexError(f"image {index} of {self._len}")
         return Picture(self.records[index % self._len], self.in_chans)
 
     def skip(self, index: int, reason: str) -> None:
-        """Note that an image is broken; raises UserError if too many are."""
+        """Record that an image is broken; raises UserError if too many are."""
         if index in self._broken:
             return
         self._broken.add(index)
@@ -124,7 +124,7 @@ class Source:
             )
 
     def part(self, rows: Sequence[int] | Tensor) -> "Source":
-        """Some of its images, as a source."""
+        """The source with only these images."""
         chosen = torch.as_tensor(rows, dtype=torch.int64)
         labels = None if self.labels is None else self.labels[chosen].numpy()
         records: Any = _Chosen(self.records, chosen)
@@ -134,7 +134,7 @@ class Source:
         return Source(self.name, table, self.in_chans, max_broken=self.max_broken)
 
     def spread(self, number: int) -> "Source":
-        """At most so many images, from everywhere."""
+        """At most `number` of its images, spread over the source; of a far one the first."""
         if number >= len(self):
             return self
         # Of a far one, from everywhere would be a block fetched for every image.

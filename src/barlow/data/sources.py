@@ -46,23 +46,23 @@ def open_source(
     limit: int | None = None,
     max_broken: float = MAX_BROKEN,
 ) -> Source:
-    """Open images wherever they are.
+    """Open a source of images.
 
     Args:
-        source: a name ("mnist5k", "cifar10"), a folder of images, of Parquet files or of tar
-            shards, one such file, a .txt list of paths, or hf://owner/name; `::split` at its end
-            picks one split.
-        split: "train" or "test" (else the validation split), everything if the source has no
-            splits; None is everything.
-        in_chans: channels every image is brought to.
-        limit: only the first so many images.
+        source: a name ("mnist5k", "cifar10"), a folder of images, Parquet files or tar shards, a
+            single such file, a .txt list of paths, or hf://owner/name. `::split` at the end picks
+            one split.
+        split: "train", "test" (else the validation split) or another name; None reads everything,
+            as does a source without splits. A split in `source` takes precedence.
+        in_chans: number of channels that every image is converted to.
+        limit: use only the first so many images.
         max_broken: largest share of images that may turn out to be broken.
 
     Returns:
-        The source; its images are read when asked for.
+        The source; its images are read on access.
 
     Raises:
-        UserError: if there is no such source, no such split, or no image in it.
+        UserError: if there is no such source or split, or no image in it.
 
     Example:
         >>> digits = open_source("mnist5k", "test", in_chans=1)
@@ -81,7 +81,9 @@ def open_source(
 def open_held_out(
     source: str, *, in_chans: int = 3, limit: int | None = None, max_broken: float = MAX_BROKEN
 ) -> Source | None:
-    """The validation or test split, or None if the source has neither.
+    """Open the validation split, else the test split.
+
+    None if the source has neither, or if it names a split itself (`::split`).
 
     Example:
         >>> open_held_out("mnist5k")

@@ -1,4 +1,4 @@
-"""What an encoder is used for: embeddings of many images, kept in one Parquet file."""
+"""Embeddings: the encoder's representations of many images, in memory or in a Parquet file."""
 
 from barlow.embeddings.encode import Embeddings, embed, read_embeddings
 

@@ -1,4 +1,4 @@
-"""Images that are unlike all that was seen before, or unlike the others of one file."""
+"""Images that are unlike the training images, or unlike the rest of their file."""
 
 from pathlib import Path
 
@@ -23,23 +23,26 @@ def find_anomalies(
     out: str | None = None,
     html: str | None = None,
 ) -> Listing:
-    """Rank images by their distance to the nearest training images, or to those of their own file.
+    """Rank images by their distance to the nearest training images, or to the rest of their file.
 
-    The distance is 1 less the mean cosine similarity to the k nearest; no image is its own.
+    The distance is 1 minus the mean cosine similarity to the k nearest images. Within one file, an
+    image is not compared with itself.
 
     Args:
-        file: Parquet file that `barlow embed` wrote, of the images to judge.
-        train: the same of the training images, by the same encoder; default the images to judge.
-        k: how many of the nearest images count.
-        top: how many images to show, the most distant first.
+        file: Parquet file written by `barlow embed`, with the images to judge.
+        train: Parquet file of the training images, by the same encoder; default: compare the images
+            of the first file with each other.
+        k: number of nearest images to average over.
+        top: number of images to show, most distant first.
         out: CSV file to write, with the distance of every image.
-        html: page to write, with the images shown and the image nearest to each.
+        html: HTML page to write, with the images shown and the nearest image of each.
 
     Returns:
         The first images.
 
     Raises:
-        UserError: if the two files are of different encoders, or there is one image in all.
+        UserError: if the two files are from different encoders, or a single file has only one
+            image.
     """
     if k < 1:
         raise UserError(f"k is {k}: give 1 or more")

@@ -1,4 +1,4 @@
-"""Images that are nearly the same."""
+"""Near-duplicate images."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,22 +22,24 @@ def find_duplicates(
     out: str | None = None,
     html: str | None = None,
 ) -> Listing:
-    """Find all pairs of images whose embeddings are nearly the same, by cosine similarity.
+    """Find all pairs of near-duplicate images in a file, by cosine similarity of their embeddings.
 
-    Pairs that share an image are of one group.
+    Pairs that share an image form a group.
 
     Args:
-        file: Parquet file that `barlow embed` wrote.
-        threshold: least similarity of a pair; depends on the encoder, look at the pairs.
-        top: how many pairs to show, the most similar first.
+        file: Parquet file written by `barlow embed`.
+        threshold: smallest similarity of a pair. A good value depends on the encoder: look at the
+            pairs.
+        top: number of pairs to show, most similar first.
         out: CSV file to write, with all pairs and their groups.
-        html: page to write, with the images of the pairs shown; it needs no network.
+        html: HTML page to write, with the images of the pairs shown; needs no network.
 
     Returns:
         The first pairs, and how many there are.
 
     Raises:
-        UserError: if the file holds no embeddings, or more than ten million pairs are above.
+        UserError: if the file holds no embeddings, or more than ten million pairs are at or above
+            the threshold.
     """
     if not -1 <= threshold <= 1:
         raise UserError(f"threshold is {threshold}: a cosine similarity is between -1 and 1")

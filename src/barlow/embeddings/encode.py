@@ -18,9 +18,9 @@ class Embeddings(NamedTuple):
     """Images as vectors, in the order of their source.
 
     Attributes:
-        ids: one for each row.
-        embeddings: `(N, F)` float32.
-        labels: the class of each image, None where it has none; None if no image has one.
+        ids: the id of each image.
+        embeddings: the encoder's representations, `(N, F)` float32.
+        labels: the class of each image, None if it has none; None if no image has one.
     """
 
     ids: list[str]
@@ -36,24 +36,25 @@ def embed(
     limit: int | None = None,
     accelerator: str = "auto",
 ) -> Embeddings:
-    """Run an encoder over every image of a source.
+    """Compute the representation of every image of a source, in memory.
 
-    Broken images are left out. For more images than fit in memory there is
+    Images that cannot be read are left out. If the result does not fit in memory, use
     `barlow.embeddings.writing.write_embeddings`, or `barlow embed` on the command line.
 
     Args:
-        encoder: a run, a checkpoint, a timm folder, or a module with its `preprocess`.
-        source: where the images are; `::split` at its end picks one split.
-        batch_size: images at a time.
-        limit: only the first so many images.
-        accelerator: auto, cpu, cuda or mps, for an encoder that is loaded; a module stays where it
-            is.
+        encoder: a run, a checkpoint, a timm folder, anything else that `load_encoder` takes, or a
+            module with a `preprocess` attribute.
+        source: source of the images; `::split` at its end picks one split.
+        batch_size: images per batch.
+        limit: use only the first N images.
+        accelerator: device type: auto, cpu, cuda or mps. A module stays on its device.
 
     Returns:
-        Ids, embeddings and labels.
+        Ids, embeddings (the encoder's representations) and labels.
 
     Raises:
-        UserError: if there is no such encoder or source, or no image can be read.
+        UserError: if there is no such encoder or source, or more than 5 % of the images cannot be
+            read.
 
     Example:
         >>> import barlow
@@ -71,16 +72,16 @@ def embed(
 
 
 def read_embeddings(file: str | Path) -> Embeddings:
-    """Read what `barlow embed` wrote.
+    """Read a file that `barlow embed` wrote.
 
     Args:
-        file: a Parquet file with a column `embedding`.
+        file: a Parquet file with columns `id` and `embedding`.
 
     Returns:
-        All of it in memory, float16 as float32.
+        The whole file in memory; float16 is converted to float32.
 
     Raises:
-        UserError: if there is no such file, or no embedding in it.
+        UserError: if there is no such file, or it holds no embeddings.
     """
     table = open_table(file)
     x = torch.empty(table.images, table.features)

@@ -1,4 +1,4 @@
-"""A file of embeddings as a map to walk on, in the browser."""
+"""A map of all images of a file of embeddings, in the browser."""
 
 import importlib.util
 import subprocess
@@ -28,15 +28,15 @@ _STATE = b"barlow.embeddings"  # size and time of the file that the map is of
 
 
 def explore(file: str, *, port: int = 5055, reporter: Reporter | None = None) -> None:
-    """Draw the map of a file of embeddings, once, and serve it on this machine until interrupted.
+    """Draw a map of all images of a file, once, and serve it on this machine until interrupted.
 
     Args:
-        file: Parquet file that `barlow embed` wrote.
-        port: to serve on; the next free one if it is taken.
-        reporter: told what takes time.
+        file: Parquet file written by `barlow embed`.
+        port: port to serve on; if it is taken, the next free one.
+        reporter: receives a message before slow work.
 
     Raises:
-        UserError: if Embedding Atlas is not installed or does not start, or there is no map.
+        UserError: if Embedding Atlas is not installed or fails, or there are fewer than 20 images.
     """
     command = [
         *(sys.executable, "-m", "embedding_atlas.cli", str(draw_map(file, reporter))),
@@ -49,17 +49,17 @@ def explore(file: str, *, port: int = 5055, reporter: Reporter | None = None) ->
 
 
 def draw_map(file: str, reporter: Reporter | None = None) -> Path:
-    """Write what Embedding Atlas shows: places in two dimensions, neighbours and thumbnails.
+    """Write what Embedding Atlas shows: positions in two dimensions, neighbours and thumbnails.
 
     Args:
-        file: Parquet file that `barlow embed` wrote.
-        reporter: told what takes time.
+        file: Parquet file written by `barlow embed`.
+        reporter: receives a message before slow work.
 
     Returns:
-        The Parquet file `FILE.map.parquet`; left as it is if it is of the same embeddings.
+        The Parquet file, `FILE.map.parquet` for FILE.parquet; not rewritten if `file` is unchanged.
 
     Raises:
-        UserError: if the extra `explore` is not installed, or there are too few images.
+        UserError: if the extra `explore` is not installed, or there are fewer than 20 images.
     """
     if not all(importlib.util.find_spec(name) for name in ("embedding_atlas", "umap")):
         raise UserError("Embedding Atlas is not installed: pip install embedding-atlas umap-learn")

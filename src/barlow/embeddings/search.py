@@ -1,4 +1,4 @@
-"""Images like a given one."""
+"""Search for images that are similar to given ones."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,19 +29,20 @@ class Hit(NamedTuple):
 
 
 def search(encoder: str, queries: Sequence[str], file: str, top: int = 20) -> list[list[Hit]]:
-    """Find the images of a file that are most like some others, by exact cosine similarity.
+    """Find the images of a file that are most similar to some others, by exact cosine similarity.
 
     Args:
-        encoder: the run, checkpoint or timm folder that the embeddings are of.
-        queries: image files, or ids of images in the file.
-        file: Parquet file that `barlow embed` wrote.
-        top: how many for each query.
+        encoder: the encoder that the embeddings were computed with: a run, a checkpoint, a timm
+            folder, or anything else that `load_encoder` takes.
+        queries: image files, or ids of images in the Parquet file.
+        file: Parquet file written by `barlow embed`.
+        top: number of images to find for each query.
 
     Returns:
-        The hits of each query, the most similar first.
+        The images found for each query, most similar first.
 
     Raises:
-        UserError: if the embeddings are of another encoder, or a query cannot be read.
+        UserError: if the embeddings are from another encoder, or a query cannot be read.
     """
     if top < 1:
         raise UserError(f"top is {top}: give 1 or more")
@@ -68,11 +69,12 @@ def search_and_show(
     """`search`, as a table and a page of thumbnails.
 
     Args:
-        encoder: the run, checkpoint or timm folder that the embeddings are of.
-        queries: image files, or ids of images in the file.
-        file: Parquet file that `barlow embed` wrote.
-        top: how many for each query.
-        html: page to write, with the query and what was found; it needs no network.
+        encoder: the encoder that the embeddings were computed with: a run, a checkpoint, a timm
+            folder, or anything else that `load_encoder` takes.
+        queries: image files, or ids of images in the Parquet file.
+        file: Parquet file written by `barlow embed`.
+        top: number of images to find for each query.
+        html: HTML page to write, with each query and the images found; needs no network.
     """
     found = search(encoder, queries, file, top)
     lines = [

@@ -1,4 +1,4 @@
-"""Embeddings of any number of images, into one file, by any number of processes."""
+"""Embeddings of any number of images, written to one file by any number of processes."""
 
 import shutil
 import time
@@ -48,21 +48,21 @@ def write_embeddings(
     devices: int = 1,
     reporter: Reporter | None = None,
 ) -> None:
-    """Embed every image of a source and write one Parquet file.
+    """Compute the representation of every image of a source and write them to a Parquet file.
 
-    Called again after an interruption, it goes on where that stopped.
+    Call it again after an interruption to resume.
 
     Args:
-        encoder: a run, a checkpoint, or a timm folder.
-        source: where the images are; `::split` at its end picks one split.
+        encoder: a run, a checkpoint, a timm folder, or anything else that `load_encoder` takes.
+        source: source of the images; `::split` at its end picks one split.
         out: Parquet file to write: id, path, label (if any) and embedding of each image.
-        half: write float16 instead of float32: half the file.
-        batch_size: images at a time, on each device.
-        limit: only the first so many images.
-        max_broken: share of the images that may be unreadable.
-        accelerator: auto, cpu, cuda or mps.
-        devices: processes on this machine, one a device.
-        reporter: told of the progress.
+        half: write float16 instead of float32, for half the file size.
+        batch_size: images per batch, on each device.
+        limit: use only the first N images.
+        max_broken: largest share of unreadable images.
+        accelerator: device type: auto, cpu, cuda or mps.
+        devices: processes on this machine, one per device.
+        reporter: receives progress updates.
 
     Raises:
         UserError: if there is no such encoder or source, `out` holds something else, or too many

@@ -1,4 +1,4 @@
-"""The room of evaluation: what is this encoder worth?"""
+"""Evaluation: protocols that measure an encoder, and their results."""
 
 from barlow.evaluation.protocols import evaluate
 from barlow.evaluation.result import Result, Row

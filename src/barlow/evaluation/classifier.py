@@ -1,4 +1,4 @@
-"""A classifier that outlives its evaluation: saved, loaded, and put to use on other images."""
+"""Classifiers that are kept: saved, loaded, and used on other images."""
 
 import csv
 import io
@@ -49,7 +49,7 @@ class Classifier(nn.Module):
 
     @property
     def preprocess(self) -> Preprocess:
-        """What images go through first, that of the encoder."""
+        """The preprocessing of the encoder."""
         return preprocess_of(self.encoder)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -62,8 +62,8 @@ def save_classifier(classifier: Classifier, folder: str | Path) -> None:
     """Write a classifier as a folder: `encoder/`, which timm loads, and the layer on top of it.
 
     Args:
-        classifier: its encoder made by `create_encoder` or `load_encoder`.
-        folder: made if need be.
+        classifier: with an encoder from `create_encoder` or `load_encoder`.
+        folder: created if needed.
 
     Raises:
         UserError: if the folder holds something else already.
@@ -97,7 +97,7 @@ def keep_classifier(classifier: Classifier, folder: str) -> None:
 
 
 def refuse_other(folder: Path) -> None:
-    """Raise now what would stop `save_classifier` after hours of work; nothing is written.
+    """Raise the errors of `save_classifier` before hours of work; writes nothing.
 
     Raises:
         UserError: if the folder holds anything but a classifier.
@@ -155,19 +155,20 @@ def predict(
     """Classify images with a saved classifier and write the predictions as a table.
 
     Args:
-        model: folder of a classifier, as `barlow evaluate --out` keeps it.
-        source: images, labelled or not; `::split` at its end picks one split.
-        out: CSV file to write: id, class and its probability of each image, then the probability
-            of every class, under its name.
-        batch_size: images at a time.
-        limit: only the first so many images.
-        accelerator: auto, cpu, cuda or mps.
+        model: folder of a classifier, as saved by `barlow evaluate --out`.
+        source: source of the images, labelled or not; `::split` at its end picks one split.
+        out: CSV file to write: for each image its id, class and the probability of that class, then
+            the probability of every class in a column of its name.
+        batch_size: images per batch.
+        limit: use only the first N images.
+        accelerator: device type: auto, cpu, cuda or mps.
 
     Returns:
-        The number of images written; those that cannot be read are left out and logged.
+        The number of images written. Images that cannot be read are left out and logged.
 
     Raises:
-        UserError: if there is no classifier, source or accelerator, or `out` is no CSV file.
+        UserError: if there is no such classifier, source or accelerator, `out` does not end in
+            .csv, or more than 5 % of the images cannot be read.
     """
     if Path(out).suffix.lower() != ".csv":
         raise UserError(f"predictions are written as CSV: name the file {Path(out).stem}.csv")
@@ -202,7 +203,7 @@ def predict(
 def scores_of(
     classifier: Classifier, source: Source, batch_size: int = 256
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits `(B, classes)` on the CPU and the rows `(B,)` they belong to, batch after batch."""
+    """Logits `(B, classes)` on the CPU and their rows `(B,)` in the source, batch by batch."""
     classifier.eval()
     device = classifier.head.weight.device
     preprocess = preprocess_of(classifier.encoder)

@@ -33,8 +33,8 @@ class Comparison:
     Attributes:
         a: name of the first.
         b: name of the second.
-        differences: a line for each number that both have.
-        notes: what a reader has to know of them.
+        differences: one for each number that both have.
+        notes: remarks on how to read them.
     """
 
     a: str
@@ -43,7 +43,7 @@ class Comparison:
     notes: tuple[str, ...] = ()
 
     def cells(self) -> list[list[str]]:
-        """The table as text: headings, then a line a number."""
+        """The table as text: headings, then a line for each number."""
         headings = ["", "A", "B", "B - A", "95 % interval", "p", "p over seeds", "better"]
         return [headings, *(_cells(d) for d in self.differences)]
 
@@ -62,7 +62,7 @@ class Comparison:
         return table
 
     def caption(self) -> str:
-        """Which is which, and the notes."""
+        """The names of A and B, and the notes."""
         return "\n".join([f"A: {self.a}", f"B: {self.b}", *self.notes])
 
     def __str__(self) -> str:
@@ -73,7 +73,7 @@ class Comparison:
         return json.dumps(asdict(self), indent=2) + "\n"
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON beside its place, then rename it there."""
+        """Write the JSON atomically."""
         write_text(Path(path), self.to_json())
 
 
@@ -81,16 +81,19 @@ def compare(run_a: str, run_b: str) -> Comparison:
     """Compare two encoders, or several seeds of each, evaluated alike on the same test images.
 
     Args:
-        run_a: a run that was evaluated, or a JSON file of a result; or several that differ in the
-            seed of their pretraining, separated by commas.
-        run_b: another, or as many of another way to pretrain.
+        run_a: an evaluated run, or a JSON file of a result; or several that differ in the seed of
+            their pretraining, separated by commas.
+        run_b: the run or runs to compare with, given in the same way.
 
     Returns:
-        The numbers that all have, their difference, and whether it is more than chance: by
-        McNemar's exact test on the images that one gets right and the other wrong; where there
-        were several runs or several seeds of fine-tuning, by the interval of the mean difference
-        over the images and by Student's t-test over the seeds: over runs, Welch's, for which the
-        mean of a run's fine-tunings is one seed.
+        The numbers that all runs have, their difference, and whether it is more than chance:
+
+        - One run a side: by McNemar's exact test on the images that only one of them classifies
+          correctly.
+        - Several runs a side, or several seeds of fine-tuning: by the interval of the mean
+          difference over the images, and by a t-test over the seeds. Over runs it is Welch's, with
+          the mean of a run's fine-tunings as one seed. Over the fine-tunings of single runs it is
+          Student's on pairs, or Welch's if the numbers of seeds differ.
 
     Raises:
         UserError: if a run was not evaluated, or not in the same way on the same images.

@@ -1,4 +1,4 @@
-"""Fine-tuning: what the whole network reaches with the labels there are."""
+"""Fine-tuning: how good the whole network gets with the labels available."""
 
 import statistics
 from dataclasses import dataclass
@@ -56,40 +56,45 @@ def finetune(
     out: str | None = None,
     accelerator: str = "auto",
 ) -> Result:
-    """Train the whole network on labelled images, several times, and measure it.
+    """Fine-tune the whole network on labelled images, with several seeds, and measure it.
 
     Args:
-        encoder: a run, a checkpoint, a timm folder, or a module with its `preprocess`.
-        train: source of the labelled training images (its training split).
-        test: source of the test images, which have no say in any choice; default the same source.
+        encoder: a run, a checkpoint, a timm folder, anything else that `load_encoder` takes, or a
+            module with a `preprocess` attribute.
+        train: source of the labelled training images (its training split, if it has splits).
+        test: source of the test images (its test split, else its validation split), which influence
+            no choice. Default: the training source; if it has neither split, a fifth of it is held
+            out, always the same images.
         labels: CSV file of file names and classes, instead of the source's own labels.
-        test_labels: CSV file of the test images' classes; default the same file.
-        label_fraction: use this share of the training labels, of each class alike.
-        labels_per_class: use this many training labels of each class.
-        epochs: passes over the labelled images; by default 20 (Zbontar et al. 2021), and with few
-            labels as many as make 400 steps.
-        baseline: trained in the same way, in the same table: "random" (the same architecture from
-            scratch), "supervised" (timm's weights, downloaded), or both with a comma.
-        seeds: how many trainings, each with other labels (where a part of them is used), order
-            and crops; the table has mean and standard deviation.
-        seed: the first of the seeds.
-        rate: of AdamW; by default chosen on held-out training images, for each row its own.
-        views: preset of the crops and flips; by default those that the run was pretrained with.
-        crop: least share of an image that a training crop keeps, of one longer than 5:3 its
-            middle; default: as the run was pretrained.
-        batch_size: images a step.
-        limit: use only the first so many images of each source.
-        out: folder to save the classifier of the first seed in, for `predict`.
-        accelerator: auto, cpu, cuda or mps, for an encoder that is loaded; a module stays where it
-            is.
+        test_labels: CSV file of the test images' classes; default: the same file.
+        label_fraction: use this share of the training labels of every class.
+        labels_per_class: use this many training labels of every class.
+        epochs: passes over the labelled images; default: 20 (Zbontar et al. 2021), or as many as
+            make 400 steps if that is more.
+        baseline: also fine-tune, in the same table: "random" (the same architecture from scratch),
+            "supervised" (timm's weights, downloaded), or both, separated by a comma.
+        seeds: number of trainings. Each has its own label subset (if only a part is used), image
+            order and crops; the table shows mean and standard deviation.
+        seed: first of the seeds.
+        rate: learning rate of AdamW; default: chosen on held-out training images, for each row of
+            the table separately.
+        views: preset of the crops and flips; default: those of the pretraining run, or "small" if
+            the encoder is not given as a run.
+        crop: smallest share of an image that a training crop keeps; where no crop keeps that much
+            (at 0.8, on images longer than 5:3), the centre is taken. Default: as in `views`.
+        batch_size: images per step.
+        limit: use only the first N images of each source.
+        out: folder to save the classifier of the first seed in, for `barlow predict`.
+        accelerator: device type: auto, cpu, cuda or mps. A module stays on its device.
 
     Returns:
-        Mean and standard deviation over the seeds; loss and accuracies of training and test.
+        Mean and standard deviation over the seeds of loss and accuracy, on the training and on the
+        test images.
 
     Raises:
-        UserError: if the sources have no labels or other classes, or an option is out of range.
+        UserError: if the sources have no labels or different classes, or an option is out of range.
         OSError: if nothing can be written to `out`.
-        TrainingError: if a training diverges at a given rate.
+        TrainingError: if a training diverges at a given rate, or at every rate tried.
     """
     _check(epochs, seeds, rate, crop, batch_size)
     if out is not None:

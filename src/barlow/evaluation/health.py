@@ -1,4 +1,4 @@
-"""The health of a representation, measured without a single label."""
+"""The health of a representation, measured without labels."""
 
 from pathlib import Path
 from typing import Any
@@ -45,24 +45,24 @@ def health(
     accelerator: str = "auto",
     devices: int = 1,
 ) -> Result:
-    """Numbers of a representation that need no label.
+    """Measure a representation without labels: RankMe, LiDAR, uniformity, alignment and others.
 
     Args:
-        encoder: a run, a checkpoint, a timm folder, or a module with its `preprocess`.
-        train: source of the images, labelled or not (its training split; "SOURCE::test" for the
-            test split).
-        baseline: measured in the same table: "random" (the same architecture, not trained),
+        encoder: a run, a checkpoint, a timm folder, anything else that `load_encoder` takes, or a
+            module with a `preprocess` attribute.
+        train: source of the images, labelled or not (its training split, if it has splits;
+            "SOURCE::test" gives the test split).
+        baseline: also measure, in the same table: "random" (the same architecture, untrained),
             "pixels", "supervised" (timm's weights, downloaded), or several, separated by commas.
-        images: at most so many of them, spread evenly over the source.
-        views: of each of 500 images for LiDAR and alignment, two or more.
-        preset: of those views; by default the run's own, else "small" up to 64 pixels and "paper"
-            above.
-        seed: of the views and of the random baseline.
-        batch_size: images at a time.
-        cache: keep features in $BARLOW_CACHE, by default ~/.cache/barlow/features.
-        accelerator: auto, cpu, cuda or mps, for an encoder that is loaded; a module stays where it
-            is.
-        devices: processes on this machine that share the images, one a device.
+        images: maximum number of images, spread evenly over the source.
+        views: number of views of each of 500 images, for LiDAR and alignment; at least 2.
+        preset: preset of these views; default: the views of the run, else "small" up to 64 pixels
+            and "paper" above.
+        seed: random seed of the views and the random baseline.
+        batch_size: images per batch.
+        cache: cache features in $BARLOW_CACHE (default: ~/.cache/barlow/features).
+        accelerator: device type: auto, cpu, cuda or mps. A module stays on its device.
+        devices: processes on this machine that share the images, one per device.
 
     Returns:
         The numbers of `barlow.evaluation.spectrum`; each row's `chosen` has the spectrum.

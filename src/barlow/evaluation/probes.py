@@ -1,4 +1,4 @@
-"""The protocols that leave the encoder as it is: a linear classifier, nearest neighbours."""
+"""The protocols that leave the encoder unchanged: a linear classifier, nearest neighbours."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +26,7 @@ _PASSES = 100  # over augmented images, Zbontar et al. 2021, appendix A
 
 
 class Features(NamedTuple):
-    """What a frozen encoder makes of images, `(M, F)`, their labels, and which they are."""
+    """Representations of images, `(M, F)`, their labels, and their rows in the source."""
 
     x: Tensor
     y: Tensor
@@ -54,38 +54,39 @@ def linear(
     accelerator: str = "auto",
     devices: int = 1,
 ) -> Result:
-    """A linear classifier on the frozen encoder.
+    """Fit a linear classifier (or regression) on the frozen encoder and measure it.
 
     Args:
-        encoder: a run, a checkpoint, a timm folder, or a module with its `preprocess`.
-        train: source of the labelled training images (its training split).
-        test: source of the test images (its test or validation split), which have no say in any
-            choice; default the same source, a fifth of it if it has no splits, or only
-            one for training.
-        labels: CSV file instead of the source's own labels: file name, then a class, tags with |
-            between them, or numbers.
-        test_labels: CSV file of the test images' labels; default the same file.
-        kind: what the CSV files hold: "classes", "tags" or "numbers"; "auto" tells.
-        label_fraction: use this share of the training labels, of each class alike.
-        labels_per_class: use this many training labels of each class.
-        epochs: that many epochs of SGD (Zbontar et al. 2021, appendix A, with 100) instead of the
-            exact optimum of logistic regression.
-        augment: SGD on crops and flips drawn anew every epoch, as the papers do, by default 100
-            epochs; every epoch runs the encoder over all training images.
-        baseline: compared with in the same table: "random" (the same architecture, not trained),
+        encoder: a run, a checkpoint, a timm folder, anything else that `load_encoder` takes, or a
+            module with a `preprocess` attribute.
+        train: source of the labelled training images (its training split, if it has splits).
+        test: source of the test images (its test split, else its validation split), which influence
+            no choice. Default: the training source; if it has neither split, a fifth of it is held
+            out, always the same images.
+        labels: CSV file of labels, instead of the source's own: a file name, then a class, tags
+            separated by |, or numbers.
+        test_labels: CSV file of the test images' labels; default: the same file.
+        kind: what the CSV files hold: "classes", "tags" or "numbers"; "auto" infers it.
+        label_fraction: use this share of the training labels of every class.
+        labels_per_class: use this many training labels of every class.
+        epochs: train by this many epochs of SGD (Zbontar et al. 2021, appendix A, use 100) instead
+            of solving logistic regression exactly.
+        augment: train by SGD on crops and flips drawn anew every epoch, as the papers do; 100
+            epochs by default. Every epoch runs the encoder over all training images.
+        baseline: also evaluate, in the same table: "random" (the same architecture, untrained),
             "pixels", "supervised" (timm's weights, downloaded), or several, separated by commas.
-        seed: chooses the labels, orders the images, initialises the random baseline.
-        batch_size: images at a time through the encoder.
-        limit: use only the first so many images of each source.
-        out: folder to save the encoder and its classifier in, for `predict`.
-        cache: keep features in $BARLOW_CACHE, by default ~/.cache/barlow/features.
-        accelerator: auto, cpu, cuda or mps, where an encoder that is loaded runs; a module stays
-            where it is, and what is fitted to features is fitted on the CPU.
-        devices: processes on this machine that share the images, one a device.
+        seed: random seed: chooses the labels, orders the images, initialises the random baseline.
+        batch_size: images per batch through the encoder.
+        limit: use only the first N images of each source.
+        out: folder to save the encoder and its classifier in, for `barlow predict`.
+        cache: cache features in $BARLOW_CACHE (default: ~/.cache/barlow/features).
+        accelerator: device type of the encoder: auto, cpu, cuda or mps. A module stays on its
+            device. Classifiers are fitted on the CPU.
+        devices: processes on this machine that share the images, one per device.
 
     Returns:
-        Loss and accuracies of classes, the mean average precision of tags, R2 of numbers, of
-        training and test images.
+        Loss and accuracy for classes, mean average precision for tags, R2 for numbers, each on the
+        training and on the test images.
 
     Raises:
         UserError: if the labels do not fit, or an option is out of range.
@@ -157,31 +158,33 @@ def knn(
     accelerator: str = "auto",
     devices: int = 1,
 ) -> Result:
-    """Weighted nearest neighbours: nothing is trained and nothing chosen.
+    """Evaluate the frozen encoder by weighted nearest neighbours; nothing is trained or tuned.
 
     Args:
-        encoder: a run, a checkpoint, a timm folder, or a module with its `preprocess`.
-        train: source of the labelled images to look among (its training split).
-        test: source of the test images (its test or validation split); default the same source, a
-            fifth of it if it has no splits.
-        labels: CSV file instead of the source's own labels: file name, then a class, tags with |
-            between them, or numbers.
-        test_labels: CSV file of the test images' labels; default the same file.
-        kind: what the CSV files hold: "classes", "tags" or "numbers"; "auto" tells.
-        label_fraction: use this share of the training labels, of each class alike.
-        labels_per_class: use this many training labels of each class.
-        baseline: compared with in the same table: "random" (the same architecture, not trained),
+        encoder: a run, a checkpoint, a timm folder, anything else that `load_encoder` takes, or a
+            module with a `preprocess` attribute.
+        train: source of the labelled images to search (its training split, if it has splits).
+        test: source of the test images (its test split, else its validation split). Default: the
+            training source; if it has neither split, a fifth of it is held out, always the same
+            images.
+        labels: CSV file of labels, instead of the source's own: a file name, then a class, tags
+            separated by |, or numbers.
+        test_labels: CSV file of the test images' labels; default: the same file.
+        kind: what the CSV files hold: "classes", "tags" or "numbers"; "auto" infers it.
+        label_fraction: use this share of the training labels of every class.
+        labels_per_class: use this many training labels of every class.
+        baseline: also evaluate, in the same table: "random" (the same architecture, untrained),
             "pixels", "supervised" (timm's weights, downloaded), or several, separated by commas.
-        seed: chooses the labels, initialises the random baseline.
-        batch_size: images at a time through the encoder.
-        limit: use only the first so many images of each source.
-        cache: keep features in $BARLOW_CACHE, by default ~/.cache/barlow/features.
-        accelerator: auto, cpu, cuda or mps, where an encoder that is loaded runs; a module stays
-            where it is, and what is fitted to features is fitted on the CPU.
-        devices: processes on this machine that share the images, one a device.
+        seed: random seed: chooses the labels, initialises the random baseline.
+        batch_size: images per batch through the encoder.
+        limit: use only the first N images of each source.
+        cache: cache features in $BARLOW_CACHE (default: ~/.cache/barlow/features).
+        accelerator: device type of the encoder: auto, cpu, cuda or mps. A module stays on its
+            device. Neighbours are searched on the CPU.
+        devices: processes on this machine that share the images, one per device.
 
     Returns:
-        Accuracy, mean average precision or R2 of the test images, for 20 and 200 neighbours with
+        Accuracy, mean average precision or R2 on the test images, for 20 and 200 neighbours and
         temperatures 0.07 and 0.1.
 
     Raises:

@@ -1,4 +1,4 @@
-"""`evaluate`: an encoder, images and a protocol become a result."""
+"""`evaluate`: measures an encoder on images by a protocol."""
 
 import hashlib
 import inspect
@@ -31,19 +31,21 @@ def evaluate(
     protocol: str = "linear",
     **options: Any,
 ) -> Result:
-    """Measure what an encoder is worth.
+    """Evaluate an encoder on a source of images.
 
     Args:
-        encoder: a run, a checkpoint, a timm folder, or a module with its `preprocess`.
-        train: source of the training images, labelled but for "health".
-        test: source of the test images, which have no say in any choice; default the same source.
-        protocol: "linear", a linear classifier on the frozen encoder; "knn", weighted nearest
-            neighbours; "finetune", the whole network trained; or "health", which takes no labels.
-        **options: the protocol's own, such as `baseline="random"`: those of
+        encoder: a run, a checkpoint, a timm folder, anything else that `load_encoder` takes, or a
+            module with a `preprocess` attribute.
+        train: source of the training images; labelled, except for "health".
+        test: source of the test images, which influence no choice. Default: the training source.
+        protocol: how to evaluate: "linear", a linear classifier on the frozen encoder; "knn",
+            weighted nearest neighbours; "finetune", training of the whole network; or "health",
+            which needs no labels and no test images.
+        **options: options of the protocol, such as `baseline="random"`: the arguments of
             `barlow.evaluation.probes.linear` and `.knn`, `.finetune.finetune`, `.health.health`.
 
     Returns:
-        The result; for an encoder from a run it is also saved in `RUN/evaluation/`.
+        The result. If `encoder` is a run, it is also saved in `RUN/evaluation/`.
 
     Raises:
         UserError: if the sources or their labels do not fit, or an option is unknown or out of
@@ -71,10 +73,10 @@ def evaluate(
 
 
 def protocol_named(name: str) -> Callable[..., Result]:
-    """The function of a protocol; its signature is the protocol's options.
+    """The function of a protocol; its parameters are the options of the protocol.
 
     Raises:
-        UserError: if there is none of that name.
+        UserError: if there is no such protocol.
     """
     if name not in PROTOCOLS:
         raise UserError(f"no protocol {name!r}: there are {', '.join(PROTOCOLS)}")
@@ -85,12 +87,12 @@ def protocol_named(name: str) -> Callable[..., Result]:
 
 
 def save_in_run(result: Result, encoder: str | Path | nn.Module) -> Path | None:
-    """Save a result in the run its encoder is from, if it is from one.
+    """Save a result in its run, if the encoder is given as a run.
 
-    The same evaluation again replaces its file.
+    Repeating the same evaluation replaces its file.
 
     Returns:
-        The file, or None; of one that cannot be written there is a warning.
+        The file, or None; a file that cannot be written gives a warning.
     """
     if isinstance(encoder, nn.Module) or not (Path(encoder) / "config.yaml").exists():
         return None

@@ -1,4 +1,4 @@
-"""What an evaluation found: numbers, settings, environment and data, as a table and as JSON."""
+"""The result of an evaluation: numbers, settings, environment and data, as a table and as JSON."""
 
 import base64
 import json
@@ -38,17 +38,18 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: an encoder, or one setting of it.
+    """One row of the table: an encoder, or one setting of it.
 
     Attributes:
-        name: "with pretraining", "without pretraining", "raw pixels", "supervised weights".
-        values: the numbers, fractions where the table shows percent; means over the seeds.
-        spread: standard deviation over seeds, where there were several.
-        by_seed: each number of each seed, where there were several.
+        name: for example "with pretraining", "without pretraining", "raw pixels" or "supervised
+            weights".
+        values: the numbers, as fractions where the table shows percent; means over the seeds.
+        spread: standard deviation over the seeds, if there are several.
+        by_seed: each number for each seed, if there are several.
         chosen: what was chosen on held-out training images, such as the penalty.
         correct: for each seed, whether each test image, in order, was classified correctly; packed
             bits in base64, so that two results can be compared image by image.
-        read: whether each test image could be read, packed alike; empty where all could.
+        read: whether each test image could be read, packed likewise; empty if all could.
     """
 
     name: str
@@ -61,18 +62,18 @@ class Row:
 
     @property
     def seeds(self) -> int:
-        """How many trainings the numbers are means of."""
+        """Number of trainings that the numbers are means of."""
         return int(self.chosen.get("seeds", 1))
 
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
-        protocol: "linear", "knn", "finetune", "health".
+        protocol: "linear", "knn", "finetune", "health" or "transfer".
         rows: the table, baselines first.
-        settings: what was asked for.
+        settings: the arguments of the evaluation.
         data: names, sizes and fingerprints of training and test images.
         environment: versions and machine.
 
@@ -97,7 +98,7 @@ class Result:
         raise KeyError(f"no row {name!r}; there are {', '.join(row.name for row in self.rows)}")
 
     def cells(self) -> list[list[str]]:
-        """The table as text: headings, then a line a row."""
+        """The table as text: headings, then a line for each row."""
         keys = list(dict.fromkeys(key for row in self.rows for key in row.values))
         known = [key for key in _COLUMNS if key in keys]
         keys = known + [key for key in keys if key not in known]
@@ -121,7 +122,7 @@ class Result:
         return table
 
     def caption(self) -> str:
-        """One line on the data."""
+        """One line about the data."""
         train, test = self.data.get("train"), self.data.get("test")
         if self.protocol == "transfer" or not train or not test:  # there, names of sources
             return ""
@@ -138,7 +139,7 @@ class Result:
         return json.dumps({"version": _VERSION, **asdict(self)}, indent=2) + "\n"
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON beside its place, then rename it there."""
+        """Write the JSON atomically."""
         write_text(Path(path), self.to_json())
 
     @classmethod
@@ -146,7 +147,7 @@ class Result:
         """Read what `save` wrote.
 
         Raises:
-            UserError: if the file is missing or no result.
+            UserError: if the file is missing or is not a result.
         """
         try:
             values = json.loads(Path(path).read_text())

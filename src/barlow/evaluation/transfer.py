@@ -1,4 +1,4 @@
-"""One encoder on several labelled sources: how far does the representation reach?"""
+"""One encoder on several labelled sources: how well does the representation transfer?"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,33 +29,35 @@ def transfer(
 ) -> Result:
     """Evaluate one encoder on several labelled sources, in one table.
 
-    The transfer of Zbontar et al. 2021, section 3.3: a classifier of its own for each source, on
-    the same frozen encoder.
+    As in Zbontar et al. 2021, section 3.3, each source gets its own classifier on the same frozen
+    encoder.
 
     Args:
-        encoder: a run, a checkpoint, a timm folder, or a module with its `preprocess`.
-        sources: labelled sources, each with a training and a test split or divided into them.
+        encoder: a run, a checkpoint, a timm folder, anything else that `load_encoder` takes, or a
+            module with a `preprocess` attribute.
+        sources: labelled sources. One without a test or validation split is divided as in
+            `evaluate`.
         protocol: "linear" or "knn", as in `evaluate`.
-        labels_per_class: use this many training labels of each class.
-        label_fraction: use this share of the training labels, of each class alike.
-        baseline: compared with on every source: "random", "pixels", "supervised", or several,
+        labels_per_class: use this many training labels of every class.
+        label_fraction: use this share of the training labels of every class.
+        baseline: also evaluate, on every source: "random", "pixels", "supervised", or several,
             separated by commas.
-        seed: chooses the labels, initialises the random baseline.
-        batch_size: images at a time through the encoder.
-        limit: use only the first so many images of each source.
-        cache: keep features for the next time.
-        accelerator: auto, cpu, cuda or mps, where an encoder that is loaded runs; a module stays
-            where it is, and what is fitted to features is fitted on the CPU.
-        devices: processes on this machine that share the images, one a device.
+        seed: random seed: chooses the labels, initialises the random baseline.
+        batch_size: images per batch through the encoder.
+        limit: use only the first N images of each source.
+        cache: cache features in $BARLOW_CACHE (default: ~/.cache/barlow/features).
+        accelerator: device type of the encoder: auto, cpu, cuda or mps. A module stays on its
+            device. Everything else runs on the CPU.
+        devices: processes on this machine that share the images, one per device.
 
     Returns:
-        A row for each source and encoder, named "SOURCE, ENCODER". With several sources there is
-        a mean over them, every source counting alike. For an encoder from a run the result is
-        saved in `RUN/evaluation/`, beside those of the single sources.
+        A row for each source and encoder, named "SOURCE, ENCODER"; with several sources also their
+        mean, each source with equal weight. If `encoder` is a run, the result is saved in
+        `RUN/evaluation/`, beside those of the single sources.
 
     Raises:
-        UserError: if there is no source, one is given twice, or one cannot be evaluated on; all
-            are looked at before the first is worked on.
+        UserError: if there is no source, one is given twice, or one cannot be evaluated on. All
+            are checked before the first is evaluated.
     """
     names = list(sources)
     if isinstance(sources, str) or not names:

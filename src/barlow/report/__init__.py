@@ -1,4 +1,4 @@
-"""The room of the report: a run as one HTML page that opens from disk."""
+"""The report of a run: one HTML page that opens from disk."""
 
 import logging
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ log = logging.getLogger(__name__)
 
 
 def write_report(runs: Sequence[str], *, out: str | None = None) -> Path:
-    """Write a run, or several side by side, as one HTML file that needs nothing else.
+    """Write the report of a run, or a comparison of several, as one self-contained HTML file.
 
     Args:
-        runs: folder of a run, or of several to draw over each other.
-        out: where the file goes; default report.html in the run, of several comparison.html in
-            the first.
+        runs: folder of a run, or of several runs to draw in the same charts.
+        out: HTML file to write; default: report.html in the run, or for several runs
+            comparison.html in the first.
 
     Returns:
         The file.
 
     Raises:
-        UserError: if a folder is no run, or a file in it is damaged.
+        UserError: if a folder is not a run, or a file in it is damaged.
     """
     from barlow.checkpoint import write_text
     from barlow.report.facts import collect
@@ -45,7 +45,7 @@ def write_report(runs: Sequence[str], *, out: str | None = None) -> Path:
 
 
 def look_if_possible(run: "Run") -> "Seen | None":
-    """What the encoder makes of images; None, with a warning, where it cannot look at any."""
+    """What the encoder makes of images, for the report; None, with a warning, if that fails."""
     from barlow.report.seen import look
 
     try:

@@ -1,4 +1,4 @@
-"""A live look: the page of a run that goes on, served to this machine and nobody else."""
+"""The live page of a run, served to this machine only."""
 
 import threading
 from collections.abc import Callable
@@ -16,15 +16,17 @@ _HERE = "127.0.0.1"
 
 
 def serve(run: str, *, port: int = 8000, started: Callable[[str], None] = lambda _: None) -> None:
-    """Serve the page of a run until Ctrl-C; it refreshes itself, and nothing is ever written.
+    """Serve the live page of a run on this machine until Ctrl-C; writes no files.
+
+    The page refreshes itself.
 
     Args:
         run: folder of a run.
-        port: on this machine; 0 takes one that is free.
-        started: told the address.
+        port: port on this machine; 0 picks a free one.
+        started: called with the address.
 
     Raises:
-        UserError: if the folder is no run, or the port is taken.
+        UserError: if the folder is not a run, or the port is taken.
     """
     server = server_of(run, port)
     started(f"http://{_HERE}:{server.server_port}/")

@@ -1,4 +1,4 @@
-"""In and out: encoders from runs and files, and encoders for other programs."""
+"""Loading encoders from runs and files, and writing them for other programs."""
 
 from barlow.share.loading import load_encoder
 from barlow.share.timm_folder import save_encoder

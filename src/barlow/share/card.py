@@ -1,4 +1,4 @@
-"""The page a model has on the hub: what it is, from what, how made, how good, how to use it."""
+"""The model card on the hub: what the model is, its data, training and results, and its use."""
 
 import dataclasses
 import json
@@ -29,16 +29,16 @@ _NOT_TOLD = {
 
 
 def model_card(encoder: nn.Module, where: str, repository: str, license: str) -> str:
-    """The text of `README.md`, with the head that the hub reads.
+    """The text of `README.md`, with the metadata that the hub reads.
 
     Args:
         encoder: with its `preprocess`.
-        where: what it was loaded from; a run has its settings and its evaluations told.
+        where: what it was loaded from; for a run, the card also lists settings and evaluations.
         repository: `OWNER/NAME` on the hub.
-        license: of the weights, as the hub abbreviates it.
+        license: license of the weights, as abbreviated on the hub.
 
     Returns:
-        Markdown. Of a path from the root of this machine only the last two parts are told.
+        Markdown. Local paths are shortened to their last two parts.
     """
     run = Run(Path(where))
     settings = run.settings() if run.config_file.exists() else None
@@ -189,7 +189,7 @@ def _value(value: object) -> str:
 
 
 def shown(place: str) -> str:
-    """A place as it may be told to others: of a path on this machine, the last two parts.
+    """A place as it may be shown to others; a local path is shortened to its last two parts.
 
     Example:
         >>> shown("/home/me/photos/2026"), shown("../acme/photos/2026"), shown("hf://owner/name")

@@ -1,4 +1,4 @@
-"""An encoder, or a classifier, as a file for other programs."""
+"""Encoders and classifiers exported to files for other programs."""
 
 import io
 import json
@@ -29,7 +29,7 @@ class Exported(NamedTuple):
 
     Attributes:
         path: where it is.
-        difference: the greatest between its output and PyTorch's, where it computes any.
+        difference: greatest difference between its output and PyTorch's; None if not a graph.
     """
 
     path: Path
@@ -44,28 +44,29 @@ def export(
     preprocess: bool = False,
     half: bool = False,
 ) -> Exported:
-    """Write an encoder for other programs, or a classifier, whose graph gives class scores.
+    """Export an encoder for other programs, or a classifier as a graph that returns class scores.
 
     Args:
-        encoder: a run, whatever else `load_encoder` takes, or a classifier that `barlow evaluate
-            --out` kept, as onnx or torch-export.
-        format: timm, a folder that timm and whatever takes timm models load; safetensors, the
-            weights under torchvision's names where it has the architecture; onnx and
-            torch-export, a graph for any batch size, compared with PyTorch before it is written.
-        out: what to write; must not be there yet.
-        preprocess: onnx and torch-export: put resizing, cropping and normalising into the graph,
-            which then takes uint8 images (N, C, H, W) of any one size instead of float32 ones
-            that are prepared.
-        half: timm and safetensors: matrices and filters in float16, for half the bytes; loading
-            makes float32 of them again.
+        encoder: a run, anything else that `load_encoder` takes, or (onnx and torch-export only) a
+            classifier saved by `barlow evaluate --out`.
+        format: what to write: timm, a folder for timm and programs that load timm models;
+            safetensors, the weights, under torchvision's names if it has the architecture, else
+            timm's; onnx or torch-export, a graph for any batch size, compared with PyTorch before
+            it is written.
+        out: file or folder to write; must not exist yet.
+        preprocess: onnx and torch-export only: include resizing, cropping and normalising in the
+            graph, which then takes a batch of uint8 images (N, C, H, W) of any size instead of
+            preprocessed float32 images.
+        half: timm and safetensors only: store matrices and filters as float16, for half the bytes;
+            loading converts them back to float32.
 
     Returns:
-        What was written.
+        The path written and, for a graph, its difference from PyTorch.
 
     Raises:
-        UserError: if there is no such format, something is at `out`, its name does not end as the
-            format's do, a package for the format is missing, or it has no place for classes.
-        RuntimeError: if the graph does not compute what PyTorch does; nothing is written then.
+        UserError: if the format is unknown, cannot hold a classifier or does not take an option,
+            `out` exists or has the wrong suffix, or a package for the format is missing.
+        RuntimeError: if the graph does not compute the same as PyTorch; nothing is written then.
     """
     if format not in _FORMATS:
         raise UserError(f"no format {format!r}: there are {', '.join(_FORMATS)}")

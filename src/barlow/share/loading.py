@@ -1,4 +1,4 @@
-"""`load_encoder`: from a place to an encoder, by what is found there."""
+"""`load_encoder`: load an encoder from wherever it is, recognised by its content."""
 
 import json
 import logging
@@ -27,21 +27,28 @@ def load_encoder(where: str | Path) -> nn.Module:
     """Load an encoder with the preprocessing it was trained with.
 
     Args:
-        where: the name of an encoder that ships with this package (`shipped_encoders()`), a run,
-            one of its checkpoints, a timm folder, a file of weights of another project
-            (facebookresearch/barlowtwins, solo-learn, lightly, stable-pretraining, torchvision,
-            ...), or `hf://OWNER/NAME[@REVISION][/FILE]`, a model of the Hugging Face hub. What a
-            file is, is told by what is in it.
+        where: what to load; a file is recognised by its content.
+
+            - The name of an encoder that ships with this package (see `shipped_encoders`).
+            - A run, or one of its checkpoints.
+            - A timm folder.
+            - A file of weights of another project (facebookresearch/barlowtwins, solo-learn,
+              lightly, stable-pretraining, torchvision, ...), or a safetensors file from
+              `barlow export`.
+            - `hf://OWNER/NAME[@REVISION][/FILE]`, a model on the Hugging Face hub.
 
     Returns:
         The encoder in eval mode, `(N, C, H, W) -> (N, num_features)`, with the attributes
-        `num_features`, `spec`, `preprocess`, which turns images into what it expects:
-        `encoder(encoder.preprocess(images))`, and `origin`: for an encoder of another project, a
-        line on what was matched, left out and missing, which is logged too.
+
+        - `preprocess`: turns images into the encoder's input,
+          `encoder(encoder.preprocess(images))`;
+        - `num_features` and `spec`;
+        - `origin`: for an encoder of another project, a line on which weights were matched, left
+          out and missing. It is also logged.
 
     Raises:
-        UserError: if there is no encoder at that place, it does not load safely, or it does not
-            fit the architecture.
+        UserError: if there is no encoder at that place, it cannot be loaded safely, or its weights
+            do not fit the architecture.
     """
     loaded = load(where)
     if loaded.origin:
@@ -50,7 +57,7 @@ def load_encoder(where: str | Path) -> nn.Module:
 
 
 def load(where: str | Path) -> Loaded:
-    """`load_encoder`, with the projector where there is one, and without a word."""
+    """`load_encoder`, with the projector if there is one, and without logging."""
     if str(where).startswith(hub.PREFIX):
         loaded = _at(hub.download(str(where)), str(where))
     elif str(where) in shipped_encoders():
@@ -64,7 +71,7 @@ def load(where: str | Path) -> Loaded:
 
 
 def shipped_encoders() -> list[str]:
-    """Names of the encoders that are in the package, timm folders with their model cards."""
+    """Names of the encoders that ship with the package."""
     return sorted(p.name for p in _SHIPPED.iterdir() if p.is_dir() and p.name[0] != "_")
 
 

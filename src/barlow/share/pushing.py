@@ -1,4 +1,4 @@
-"""An encoder on the Hugging Face hub, with the page that says what it is."""
+"""An encoder on the Hugging Face hub, with a model card."""
 
 import re
 import tempfile
@@ -15,10 +15,10 @@ from barlow.share.timm_folder import halve, refuse_what_timm_lacks, save_encoder
 
 
 class Pushed(NamedTuple):
-    """What was uploaded, or would have been.
+    """What was uploaded, or would be.
 
     Attributes:
-        place: the model's address on the hub; the folder it would be uploaded from, with `dry_run`.
+        place: the model's address on the hub, or the local folder if `dry_run`.
         files: names and sizes in bytes.
         card: the text of `README.md`.
     """
@@ -37,22 +37,24 @@ def push(
     license: str = "mit",
     half: bool = False,
 ) -> Pushed:
-    """Put an encoder on the Hugging Face hub, as a timm folder with a model card.
+    """Upload an encoder to the Hugging Face hub, as a timm folder with a model card.
 
     Args:
-        encoder: a run, whose data, recipe, command and evaluations the card tells; or whatever
-            else `load_encoder` takes.
-        repository: OWNER/NAME, made if need be.
-        dry_run: write the folder, show it, and send nothing.
+        encoder: a run, whose data, settings, command and evaluations the card lists, or anything
+            else that `load_encoder` takes.
+        repository: OWNER/NAME; created if needed.
+        dry_run: write the folder and show it, without uploading.
         private: make the repository private, if it is new.
-        license: of the weights, as the hub abbreviates it.
-        half: matrices and filters in float16, for half the bytes; loading makes float32 of them.
+        license: license of the weights, as abbreviated on the hub.
+        half: store matrices and filters as float16, for half the bytes; loading converts them back
+            to float32.
 
     Returns:
         What was uploaded, and where.
 
     Raises:
-        UserError: if there is no encoder, no such name can be, or the hub refuses.
+        UserError: if there is no such encoder, timm cannot represent it, the repository name is
+            invalid, or the hub refuses.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise UserError(f"{repository!r} is no name of a repository: give OWNER/NAME")

@@ -30,9 +30,10 @@ def save_encoder(encoder: nn.Module, folder: Path) -> None:
     """Write an encoder as a timm folder.
 
     Args:
-        encoder: from `create_encoder` or `load_encoder`, with its `preprocess`. One that timm has
-            not (`refuse_what_timm_lacks`) is written for `load_encoder`; timm rejects its weights.
-        folder: made if need be; its two files are replaced.
+        encoder: from `create_encoder` or `load_encoder`, with its `preprocess`. An encoder that
+            timm lacks (see `refuse_what_timm_lacks`) is written for `load_encoder` only; timm
+            rejects its weights.
+        folder: created if needed; its two files are replaced.
     """
     spec, preprocess = spec_of(encoder), preprocess_of(encoder)
     weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
@@ -73,7 +74,7 @@ def save_encoder(encoder: nn.Module, folder: Path) -> None:
 
 
 def refuse_what_timm_lacks(encoder: nn.Module) -> None:
-    """A UserError for an encoder that plain timm cannot compute."""
+    """Raise a UserError for an encoder that plain timm cannot compute."""
     if spec_of(encoder).stem == "linear":
         raise UserError(
             "timm has no ResNet without a ReLU behind its stem, which this one is: export it as "
@@ -82,9 +83,9 @@ def refuse_what_timm_lacks(encoder: nn.Module) -> None:
 
 
 def halve(encoder: nn.Module) -> None:
-    """Round an encoder's matrices and filters to float16, in place: half the bytes when written.
+    """Round the matrices and filters of an encoder to float16 in place, for half the file size.
 
-    Scales, biases and statistics stay float32, and loading makes float32 of everything.
+    Scales, biases and statistics stay float32; loading converts everything back to float32.
     """
     for parameter in encoder.parameters():
         if parameter.ndim > 1:

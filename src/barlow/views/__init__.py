@@ -1,4 +1,4 @@
-"""Two views of every image: settings, the module that draws them, a picture to look at."""
+"""Two views of every image: settings, the module that draws them, and a picture of them."""
 
 from barlow.views.draw import draw_views
 from barlow.views.settings import PRESETS, ViewSettings, view_settings

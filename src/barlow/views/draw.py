@@ -1,4 +1,4 @@
-"""A picture of what the encoder will be asked to ignore."""
+"""A picture of images and their two views."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,19 +19,19 @@ _CAPTIONS = ("original", "view 1", "view 2")
 def draw_views(
     images: Tensor | Sequence[Tensor], views: TwoViews, out: Path | str, key: int = 0
 ) -> Path:
-    """Draw originals and both views of each, one image a row, as a PNG.
+    """Draw images and both views of each, one image per row, as a PNG.
 
     Args:
         images: `(N, C, H, W)` uint8, or a sequence of `(C, H, W)` uint8 of any sizes.
-        views: what draws the views; the picture shows them before normalisation.
-        out: the file to write, and its folder; it appears whole or not at all.
-        key: of the views.
+        views: draws the views; the picture shows them before normalisation.
+        out: file to write, written whole or not at all; its folder is created if needed.
+        key: random key of the views.
 
     Returns:
         `out` as a path.
 
     Raises:
-        UserError: images of another type or number of channels, or `out` is a folder.
+        UserError: if the images have another type or number of channels, or `out` is a folder.
     """
     out = Path(out)
     if out.is_dir():

@@ -1,4 +1,4 @@
-"""What a view is drawn from: one frozen record of numbers, and the presets."""
+"""Settings of a view's distribution, and the presets."""
 
 import dataclasses
 import difflib
@@ -14,54 +14,55 @@ from barlow.errors import UserError
 class ViewSettings:
     """The distribution of one view; the defaults are the paper's first view (appendix A).
 
-    Operations apply in the order of the fields. A pair is the range of a uniform draw, a
-    probability of 0 (or a range of no width) switches the operation off at no cost.
+    Operations are applied in the order of the fields. A pair is the range of a uniform draw. A
+    probability of 0 (or a range of zero width) turns the operation off at no cost.
     """
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Area of the crop, as a share of the image."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width over height of the crop, drawn evenly in its logarithm."""
+    """Aspect ratio of the crop, width / height, drawn uniformly in its logarithm."""
     horizontal_flip: float = 0.5
-    """Probability."""
+    """Probability of a left-right flip."""
     vertical_flip: float = 0.0
-    """Probability."""
+    """Probability of an upside-down flip."""
     rotation: float = 0.0
-    """Degrees to either side; 180 is every rotation."""
+    """Maximum rotation in degrees, to either side; 180 allows every rotation."""
     translation: float = 0.0
-    """Share of the width and of the height, to either side."""
+    """Maximum shift as a share of the width and of the height, to either side."""
     zoom: tuple[float, float] = (1.0, 1.0)
     """Magnification after the crop."""
     shear: float = 0.0
-    """Degrees to either side, along the rows."""
+    """Maximum shear in degrees, to either side, along the rows."""
     border: str = "zeros"
-    """What rotation and translation bring in from outside: `zeros` or `reflection`."""
+    """Fill of pixels that come from outside the crop: `zeros` or `reflection`."""
     jitter: float = 0.8
-    """Probability of the four colour changes below, in random order."""
+    """Probability of the next four colour changes, applied together in random order. Their values
+    are strengths, as in torchvision's `ColorJitter`."""
     brightness: float = 0.4
     contrast: float = 0.4
     saturation: float = 0.2
     hue: float = 0.1
     greyscale: float = 0.2
-    """Probability."""
+    """Probability of conversion to greyscale."""
     blur: float = 1.0
     """Probability of a Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Pixels of the view."""
+    """Standard deviation of the blur, in pixels of the view."""
     solarise: float = 0.0
     """Probability of inverting the pixels at or above the threshold."""
     solarise_threshold: float = 128 / 255
-    """On the scale from 0 (black) to 1 (white)."""
+    """Threshold on the scale from 0 (black) to 1 (white)."""
     noise: float = 0.0
     """Probability of adding Gaussian noise."""
     noise_std: tuple[float, float] = (0.0, 0.1)
-    """On the scale from 0 (black) to 1 (white)."""
+    """Standard deviation of the noise, on the scale from 0 (black) to 1 (white)."""
 
     def __post_init__(self) -> None:
-        """Refuse what no draw can serve, in words.
+        """Reject values that no view can be drawn from.
 
         Raises:
-            UserError: a number outside its range, or what is none.
+            UserError: if a value is out of range or of the wrong type.
         """
         for field in dataclasses.fields(self):
             if field.type is float and not isinstance(value := getattr(self, field.name), Real):
@@ -130,7 +131,7 @@ PRESETS: dict[str, tuple[ViewSettings, ViewSettings]] = {
     "aerial": (_AERIAL, _AERIAL),
     "microscopy": (_MICROSCOPY, _MICROSCOPY),
 }
-"""The two distributions of every preset, by name."""
+"""The two distributions of each preset, by its name."""
 
 
 def view_settings(
@@ -140,16 +141,15 @@ def view_settings(
 ) -> tuple[ViewSettings, ViewSettings]:
     """The two distributions of a preset, with some fields replaced.
 
-    Args:
         preset: a name in `PRESETS`.
         view1: fields of the first view's `ViewSettings` to replace.
-        view2: the same for the second view.
+        view2: fields of the second view's `ViewSettings` to replace.
 
     Returns:
         The settings of the first and the second view.
 
     Raises:
-        UserError: the preset or a field does not exist, or a value is out of range.
+        UserError: if the preset or a field does not exist, or a value is out of range.
 
     Example:
         >>> first, second = view_settings("small", view2={"solarise": 0.0})

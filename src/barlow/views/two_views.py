@@ -22,21 +22,21 @@ Cut = Callable[[int, Tensor], Tensor]
 class TwoViews(nn.Module):
     """Draw two views of every image, each from its own distribution, on whole batches.
 
-    A sample's views depend on the key, its position and its pixels, and on nothing else: not on
-    the rest of the batch, not on earlier draws, not on autocast.
+    The views of a sample depend only on the key, its position and its pixels: not on the rest of
+    the batch, earlier draws or autocast.
 
     Args:
-        image_size: pixels of each side of a view.
+        image_size: height and width of a view in pixels.
         preset: a name in `barlow.views.PRESETS`; `paper` is Zbontar et al. 2021, appendix A.
-        in_chans: channels of the images. Colour changes need 3, brightness and contrast take 1
-            too; with other counts they are left out. Geometry, blur and noise apply always.
-        mean: by channel, on the scale from 0 to 1; None is ImageNet's for 3 channels, else 0.5.
-        std: the same; None is ImageNet's for 3 channels, else 0.25.
+        in_chans: number of image channels. Colour changes need 3 channels (brightness and contrast
+            3 or 1) and are left out otherwise. Geometry, blur and noise apply to any number.
+        mean: per channel, on the scale from 0 to 1. Default: ImageNet's for 3 channels, else 0.5.
+        std: the same for the standard deviation. Default: ImageNet's for 3 channels, else 0.25.
         view1: fields of the first view's `ViewSettings` to replace.
-        view2: the same for the second view.
+        view2: fields of the second view's `ViewSettings` to replace.
 
     Raises:
-        UserError: no such preset or field, or a value out of range.
+        UserError: if there is no such preset or field, or a value is out of range.
 
     Example:
         >>> views = TwoViews(image_size=32, preset="small", view2={"solarise": 0.0})
@@ -86,15 +86,15 @@ class TwoViews(nn.Module):
 
         Args:
             images: `(N, C, H, W)` uint8, on any device.
-            key: from `barlow.address.key`; None draws one from torch's global generator, another
+            key: from `barlow.address.key`. Default: drawn from torch's global generator, different
                 on each rank of a process group.
-            position: `(N,)` int64, where each sample stands; None is 0, 1, 2, ...
+            position: `(N,)` int64, the place of each sample in the epoch. Default 0, 1, 2, ...
 
         Returns:
             Two batches `(N, C, image_size, image_size)` float32, normalised, channels last.
 
         Raises:
-            UserError: images of another type or number of channels.
+            UserError: if the images have another type or number of channels.
         """
         if key is None:
             key = int(torch.randint(2**63 - 1, ()))
@@ -115,7 +115,7 @@ class TwoViews(nn.Module):
     def crop(
         self, images: Tensor | Sequence[Tensor], key: int, position: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Crop, resize and flip: the half that a loader's worker does where it decodes.
+        """Crop, resize and flip: the part that a loader's worker does right after decoding.
 
         Args:
             images: `(N, C, H, W)` uint8, or a sequence of `(C, H, W)` uint8 of any sizes.
@@ -123,11 +123,11 @@ class TwoViews(nn.Module):
             position: `(N,)` int64.
 
         Returns:
-            Two batches `(N, C, image_size, image_size)`, uint8, or float32 in 0 to 1 where a
-            batch of images up to 64 pixels was given.
+            Two batches `(N, C, image_size, image_size)`: uint8, or float32 from 0 to 1 if `images`
+            is a batch of up to 64 pixels.
 
         Raises:
-            UserError: images of another type or number of channels.
+            UserError: if the images have another type or number of channels.
         """
         crops1, crops2 = geometry.crop(images, self._boxes(images, key, position), self.image_size)
         return crops1, crops2
@@ -154,11 +154,11 @@ class TwoViews(nn.Module):
     def finish(
         self, crops1: Tensor, crops2: Tensor, key: int, position: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Do everything that comes after the crop, on whole batches.
+        """Apply everything that comes after the crop, on whole batches.
 
         Args:
-            crops1: `(N, C, image_size, image_size)`, from `crop`.
-            crops2: the same.
+            crops1: `(N, C, image_size, image_size)`, the first views from `crop`.
+            crops2: the second views from `crop`.
             key: the key given to `crop`.
             position: the positions given to `crop`.
 
