@@ -25,9 +25,10 @@ from PIL import Image
 import barlow
 from barlow.data import Preprocess, open_source
 from barlow.embeddings.writing import write_embeddings
-from barlow.evaluation.result import environment, text_table
+from barlow.environment import environment
 from barlow.progress import Reporter
 from barlow.share import save_encoder
+from barlow.tables import text_table
 
 
 class Clock(Reporter):

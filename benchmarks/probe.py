@@ -24,12 +24,13 @@ from torch.nn import functional as F
 
 import barlow
 from barlow.data import Preprocess
+from barlow.environment import environment
 from barlow.evaluation.features import cache_folder, features_of
 from barlow.evaluation.knn import knn_scores
 from barlow.evaluation.linear import LinearClassifier, logistic_probe, standardisation
-from barlow.evaluation.result import environment, text_table
 from barlow.evaluation.sgd import sgd_probe
 from barlow.evaluation.task import open_task
+from barlow.tables import text_table
 
 Split = tuple[Tensor, Tensor]
 
@@ -50,7 +51,7 @@ def features(data: str, name: str) -> tuple[Split, Split, float]:
     found = []
     for part in (task.train, task.test):
         x, rows = features_of(encoder, part.source, part.rows, cache=cache)
-        found.append((x, part.known(rows)))
+        found.append((x, part.labels_for(rows)))
     seconds = time.perf_counter() - start
     return found[0], found[1], seconds if len(list(cache.glob("*"))) > kept else 0.0
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from torch import nn
 
 import barlow
-from barlow.checkpoint import write_text
+from barlow.atomic import write_text
 from barlow.environment import environment
 from barlow.run import Run
 from step import matrix_rate

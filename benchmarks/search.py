@@ -23,9 +23,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from barlow.embeddings.layout import EMBEDDING
 from barlow.embeddings.neighbours import nearest
-from barlow.embeddings.table import EMBEDDING, Rows, group_size, open_table, write_table
-from barlow.evaluation.result import environment, text_table
+from barlow.embeddings.table import Rows, group_size, open_table, write_table
+from barlow.environment import environment
+from barlow.tables import text_table
 
 TOP = 20
 

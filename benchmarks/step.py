@@ -26,7 +26,7 @@ from barlow.batch_norm import exact_batch_norm
 from barlow.checkpoint import save_last
 from barlow.data import Loader, open_source
 from barlow.loss import BarlowTwinsLoss
-from barlow.metrics import Means
+from barlow.loss_terms import Means
 from barlow.optim import LARS, parameter_groups
 
 WIDTHS = (2048, 2048, 2048)
@@ -119,7 +119,7 @@ def parts_of_a_step(batches, batch_size: int) -> tuple[dict[str, Callable[[], ob
 
     def log() -> None:
         means.add(model.criterion.terms)
-        means.read()
+        means.pop()
 
     with FlopCounterMode(display=False) as counter:
         step(view1, view2)

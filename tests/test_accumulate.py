@@ -24,11 +24,11 @@ class Model(nn.Module):
     def embed(self, view: Tensor) -> Tensor:
         return self.encoder(view)
 
-    def forward(self, view1, view2, slope1=None, slope2=None) -> Tensor:
+    def forward(self, view1, view2, grad1=None, grad2=None) -> Tensor:
         z1, z2 = self.embed(view1), self.embed(view2)
-        if slope1 is None:
+        if grad1 is None:
             return self.criterion(z1, z2)
-        return (slope1 * z1).sum() + (slope2 * z2).sum()
+        return (grad1 * z1).sum() + (grad2 * z2).sum()
 
 
 def small_model(seed: int = 0, form: str = "auto") -> Model:

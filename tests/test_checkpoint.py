@@ -7,16 +7,7 @@ import sys
 import pytest
 import torch
 
-from barlow.checkpoint import (
-    UNFINISHED,
-    load_checkpoint,
-    load_last,
-    previous,
-    save_checkpoint,
-    save_last,
-    write_atomically,
-    write_text,
-)
+from barlow.checkpoint import load_checkpoint, load_last, previous, save_checkpoint, save_last
 from barlow.errors import UserError
 
 STATE = {"step": 3, "model": {"w": torch.arange(1000.0)}, "names": ["a", "b"]}
@@ -105,20 +96,6 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
         save_checkpoint(path, {"cannot be pickled": lambda: None})
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.ckpt"]
-
-
-def test_two_writers_of_one_process_number_do_not_share_a_file(tmp_path):
-    """In containers every process may have number 1; here both are this one."""
-    path = tmp_path / "a.json"
-
-    def write(file):
-        file.write(b"first")
-        assert len(list(tmp_path.glob(UNFINISHED))) == 1
-        write_text(path, "second")
-
-    write_atomically(path, write)
-    assert path.read_bytes() == b"first"
-    assert os.listdir(tmp_path) == ["a.json"]
 
 
 WRITER = """

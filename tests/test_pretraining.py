@@ -399,7 +399,7 @@ def test_images_that_cannot_be_read_are_listed_and_the_training_goes_on(tmp_path
     with pytest.raises(UserError, match=r"the first is .*13\.png"):
         barlow.pretrain(str(folder), tmp_path / "strict", **settings, max_broken=0.01)
     strict = barlow.pretrain(str(folder), tmp_path / "strict", **settings)
-    assert strict.metrics()[-1]["step"] == 2, "more may be let pass in the same folder"
+    assert strict.metrics()[-1]["step"] == 2, "more may be allowed in the same folder"
 
 
 def test_accumulation_takes_the_memory_of_a_part_and_the_loss_of_the_whole(tmp_path):
@@ -417,14 +417,14 @@ def test_accumulation_works_in_float64_too(tmp_path):
     assert barlow.pretrain("mnist5k", tmp_path / "run", **settings).metrics()[-1]["step"] == 4
 
 
-def test_accumulation_in_mixed_precision_does_not_round_its_slopes(tmp_path, monkeypatch):
+def test_accumulation_in_mixed_precision_does_not_round_its_gradients(tmp_path, monkeypatch):
     from barlow.model import BarlowTwins
 
     seen = set()
 
-    def forward(self, view1, view2, slope1=None, slope2=None):
-        seen.update(slope.dtype for slope in (slope1, slope2) if slope is not None)
-        return real(self, view1, view2, slope1, slope2)
+    def forward(self, view1, view2, grad1=None, grad2=None):
+        seen.update(grad.dtype for grad in (grad1, grad2) if grad is not None)
+        return real(self, view1, view2, grad1, grad2)
 
     real = BarlowTwins.forward
     monkeypatch.setattr(BarlowTwins, "forward", forward)

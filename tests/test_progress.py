@@ -9,7 +9,7 @@ import torch
 from barlow import progress
 from barlow.data import Preprocess, open_source
 from barlow.evaluation.features import features_of
-from barlow.progress import slow
+from barlow.progress import log_if_slow
 
 
 @pytest.fixture
@@ -23,14 +23,14 @@ def heard(monkeypatch, caplog):
 
 def test_what_is_quick_is_not_named(caplog):
     caplog.set_level(logging.INFO, "barlow.progress")
-    with slow("features"):
+    with log_if_slow("features"):
         pass
     assert not caplog.records
 
 
 def test_what_takes_long_is_named_and_then_now_and_then_how_far_it_is(heard, monkeypatch):
     monkeypatch.setattr(progress, "_FIRST", 0.5)
-    with slow("features") as reached:
+    with log_if_slow("features") as reached:
         reached("1 done")
         time.sleep(0.7)
         for done in (2, 3):

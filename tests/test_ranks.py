@@ -5,7 +5,15 @@ import torch
 
 from barlow.data.splits import NoSuchSplit
 from barlow.errors import TrainingError, UserError
-from barlow.ranks import Devices, agree, create_fabric, launch, processes_here, share_threads
+from barlow.ranks import (
+    Devices,
+    StopVote,
+    create_fabric,
+    divide_threads,
+    launch,
+    local_world_size,
+    require_equal,
+)
 
 OUTSIDE = ("LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "SLURM_CPUS_PER_TASK")
 SPLIT = "barlow.data.splits.NoSuchSplit"
@@ -28,15 +36,27 @@ def environment(monkeypatch):
 
 def _disagree(rank, world_size):
     fabric = SimpleNamespace(world_size=world_size)
-    agree(fabric, 7.0, "the steps differ")
+    require_equal(fabric, 7.0, "the steps differ")
     try:
-        agree(fabric, 90.0 + 10 * rank, "the steps differ")
+        require_equal(fabric, 90.0 + 10 * rank, "the steps differ")
     except TrainingError as error:
         return str(error)
 
 
 def test_ranks_that_disagree_all_stop(on_ranks):
     assert on_ranks(2, _disagree) == ["the steps differ: 90, 100"] * 2
+
+
+@pytest.mark.parametrize(("device", "following"), [("cpu", 12), ("cuda", 31)])
+def test_gpus_agree_on_stopping_about_every_two_seconds_only(device, following):
+    fabric = SimpleNamespace(
+        world_size=2, device=torch.device(device), broadcast=lambda steps: steps
+    )
+    vote = StopVote(fabric, step=10)
+    vote._voted_at = 100.0
+    assert vote.due(11)
+    vote.reschedule(11, now=100.1)
+    assert [step for step in range(12, 40) if vote.due(step)] == [following]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +72,7 @@ def test_ranks_that_disagree_all_stop(on_ranks):
 )
 def test_processes_are_those_that_were_started(environment, variables, expected):
     environment(**variables)
-    assert processes_here(Devices(devices=3)) == expected
+    assert local_world_size(Devices(devices=3)) == expected
 
 
 def test_devices_that_slurm_did_not_start_are_refused(environment):
@@ -88,7 +108,7 @@ def test_processes_share_the_cores(
     monkeypatch.setattr("barlow.ranks._THREADS", threads)
     monkeypatch.setattr(torch, "set_num_threads", given.append)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
-    share_threads(processes)
+    divide_threads(processes)
     assert given == ([] if processes == 1 else [expected])
 
 

@@ -134,7 +134,7 @@ def test_a_run_that_is_just_starting_is_not_taken_by_other_settings(tmp_path, mo
     command = [sys.executable, "-c", HOLD, str(run.path / lock.NAME)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        with pytest.raises(UserError, match=f"process {other.pid} on host .* trains in --out"):
+        with pytest.raises(UserError, match=rf"process {other.pid} on host .* is already training"):
             barlow.pretrain(str(tmp_path / "train"), run.path, **TINY | {"accumulate": 2})
         other.kill()
     assert run.config_file.read_bytes() == before
@@ -156,7 +156,7 @@ def test_what_lost_power_left_of_a_row_is_dropped_and_made_again(tmp_path, caplo
     run.add_metrics([row(1), row(2)])
     with open(run.metrics_file, "ab") as file:
         file.write(torn)
-    run.forget_metrics_after(2)
+    run.truncate_metrics(2)
     assert f"{len(torn)} bytes after its last whole row dropped" in caplog.text
     run.add_metrics([row(3)])
     assert [r["step"] for r in run.metrics()] == [1, 2, 3]
@@ -165,7 +165,7 @@ def test_what_lost_power_left_of_a_row_is_dropped_and_made_again(tmp_path, caplo
 def test_of_a_first_row_that_lost_power_nothing_stays(tmp_path):
     run = Run(tmp_path)
     run.metrics_file.write_bytes(b"step,epo")
-    run.forget_metrics_after(0)
+    run.truncate_metrics(0)
     run.add_metrics([row(1)])
     assert [r["step"] for r in run.metrics()] == [1]
 
@@ -175,7 +175,7 @@ def test_whole_rows_are_left_as_they_are(tmp_path, caplog):
     run.add_metrics([row(1), row(2)])
     before = run.metrics_file.stat()
     with caplog.at_level(logging.WARNING):
-        run.forget_metrics_after(2)
+        run.truncate_metrics(2)
     assert run.metrics_file.stat().st_ino == before.st_ino
     assert caplog.text == ""
 
@@ -186,5 +186,5 @@ def test_trackers_too_begin_after_the_last_whole_row(tmp_path):
     run.add_metrics([row(1)])
     with open(run.metrics_file, "ab") as file:
         file.write(b"2,0.5,0.")
-    told = tracked(None, Settings("mnist5k", track=["tensorboard"]), run)
-    assert told._told == 1
+    reporter = tracked(None, Settings("mnist5k", track=["tensorboard"]), run)
+    assert reporter._last_logged_step == 1

@@ -20,16 +20,16 @@ def accumulate(
     """Add the gradient of the loss of all micro-batches taken together, exactly.
 
     First the embeddings of all micro-batches, without keeping activations; then the loss of them
-    all and its slope at each embedding; then each micro-batch again, with the same randomness,
-    back from its slopes. Batch norm, in the encoder or the projector, sees one micro-batch at a
+    all and its gradient at each embedding; then each micro-batch again, with the same randomness,
+    back from its gradients. Batch norm, in the encoder or the projector, sees one micro-batch at a
     time, as it sees one device's batch without synchronisation, and updates its running
     statistics once.
 
     Args:
         model: has `embed(view)`, `(n, C, H, W) -> (n, D)`, and `criterion(z1, z2) -> ()`.
         wrapped: the model itself, or DDP's or Fabric's wrapper of it. `wrapped(view1, view2)` is
-            the loss, `wrapped(view1, view2, slope1, slope2)` is
-            `(slope1 * z1).sum() + (slope2 * z2).sum()`.
+            the loss, `wrapped(view1, view2, grad1, grad2)` is
+            `(grad1 * z1).sum() + (grad2 * z2).sum()`.
         micro_batches: pairs of views, each `(n, C, H, W)`; read twice, once in each pass.
         backward: back-propagates a loss. Default `Tensor.backward`; Fabric's scales it.
         no_sync: within it, the wrapper leaves gradients on their rank; the last micro-batch
@@ -61,18 +61,18 @@ def accumulate(
     # In the caller's autocast, torch 2.9 would reuse the weights it cast here, without gradient.
     torch.clear_autocast_cache()
 
-    loss, slopes = _slopes(model.criterion, embeddings)  # type: ignore[arg-type]
+    loss, gradients = _embedding_gradients(model.criterion, embeddings)  # type: ignore[arg-type]
     del embeddings
 
     last = len(micro_batches) - 1
     for k, (view1, view2) in enumerate(micro_batches):
         _set_random_state(view1.device, states[k])
         with nullcontext() if k == last else no_sync():
-            backward(wrapped(view1, view2, *slopes[k]))
+            backward(wrapped(view1, view2, *gradients[k]))
     return loss
 
 
-def micro_batches(view1: Tensor, view2: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
+def split_micro_batches(view1: Tensor, view2: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
     """Split a batch of two views into pairs of equal parts.
 
     Args:
@@ -86,18 +86,18 @@ def micro_batches(view1: Tensor, view2: Tensor, count: int) -> list[tuple[Tensor
     return list(zip(view1.chunk(count), view2.chunk(count), strict=True))
 
 
-def _slopes(
+def _embedding_gradients(
     criterion: Callable[[Tensor, Tensor], Tensor], embeddings: list[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """The loss of all embeddings together, and its gradient at each."""
     z1, z2 = (torch.cat(z) for z in zip(*embeddings, strict=True))  # (N, D)
     if z1.dtype != torch.float64:
-        # Slopes are small numbers: float16 would lose some of them.
+        # Gradients are small numbers: float16 would lose some of them.
         z1, z2 = z1.float(), z2.float()
     loss = criterion(z1.requires_grad_(), z2.requires_grad_())
-    slope1, slope2 = torch.autograd.grad(loss, (z1, z2))
+    grad1, grad2 = torch.autograd.grad(loss, (z1, z2))
     sizes = [len(z) for z, _ in embeddings]
-    pairs = zip(torch.split(slope1, sizes), torch.split(slope2, sizes), strict=True)
+    pairs = zip(torch.split(grad1, sizes), torch.split(grad2, sizes), strict=True)
     return loss.detach(), list(pairs)
 
 

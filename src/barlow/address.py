@@ -19,6 +19,30 @@ _ROW = 0xD1342543DE82EF95  # a second odd multiplier, so rows and columns are di
 _MIX1 = 0xBF58476D1CE4E5B9
 _MIX2 = 0x94D049BB133111EB
 
+# Streams: the second part of a key, `key(seed, STREAM, ...)`, for draws outside the training loop.
+# Another number gives other random numbers, and with them other results.
+SUBSET = 101  # an evaluation's training images of each class, where it uses a part of them
+HELD_OUT = 102  # the images of each class that a choice is made by
+SGD_ORDER = 103  # order of the features in an epoch of SGD
+SGD_SWEEP_ORDER = 104  # the same while several rates are tried
+FINETUNE_ORDER = 105  # order of the images in an epoch of fine-tuning
+FINETUNE_VIEWS = 106  # their crops and flips
+FINETUNE_LAYERS = 107  # dropout and the like
+AUGMENTED_ORDER = 108  # order of the images in an epoch of SGD on augmented images
+AUGMENTED_VIEWS = 109  # their crops and flips
+TEST_SPLIT = 110  # the test images, where a source of tags or numbers has no test split
+HEALTH_VIEWS = 105  # views of an image that should be encoded alike
+MATRIX_VIEWS = 106  # views for the cross-correlation matrix of a run
+SPREAD = 107  # rows spread over a source; by itself a key
+REPORT_VIEWS = 108  # views shown on a run's page
+# Some keys coincide: of HEALTH_VIEWS with FINETUNE_ORDER, and of REPORT_VIEWS with AUGMENTED_ORDER.
+# The keys of MATRIX_VIEWS and FINETUNE_VIEWS have different lengths, so they differ; so do those of
+# SPREAD and FINETUNE_LAYERS. The training loop has no streams: (seed, epoch) orders an epoch,
+# (seed, epoch, 1) draws its views and (seed, step, rank) seeds dropout. So an epoch's views share a
+# key with the dropout of rank 1 at the step of the same number, and epochs and steps 101 to 110
+# share keys with streams. It does no harm: the same numbers then serve different purposes, such as
+# the order of images and their crops, or a training and an evaluation after it.
+
 
 def _signed(value: int) -> int:
     """The int64 with the same 64 bits, which is what torch's scalars accept."""

@@ -25,7 +25,8 @@ from barlow.model import BarlowTwins
 from barlow.muon import Muon
 from barlow.optim import LARS, parameter_groups
 from barlow.settings import Settings
-from barlow.share.loading import load
+from barlow.share.building import LoadedEncoder
+from barlow.share.loading import load_with_projector
 from barlow.share.projectors import start_projector
 from barlow.views import TwoViews, draw_views
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-class Parts(NamedTuple):
+class TrainingParts(NamedTuple):
     """What a training is made of, as settings say.
 
     Attributes:
@@ -51,14 +52,15 @@ class Parts(NamedTuple):
     validation: Loader | None
 
 
-def assemble(fabric: "Fabric", settings: Settings) -> Parts:
+def assemble(fabric: "Fabric", settings: Settings) -> TrainingParts:
     """The parts of a training on this rank, its model with the settings' random weights."""
     torch.manual_seed(settings.seed)
     model, preprocess = build_model(settings)
     optimizer = build_optimizer(model, settings)
     views = build_views(settings, preprocess).to(fabric.device)
     loader = training_loader(fabric, settings, views)
-    return Parts(model, preprocess, optimizer, loader, validation_loader(fabric, settings, views))
+    validation = validation_loader(fabric, settings, views)
+    return TrainingParts(model, preprocess, optimizer, loader, validation)
 
 
 def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
@@ -66,35 +68,10 @@ def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
 
     `encoder.origin` has a line on each part that does not start at random.
     """
+    start, colours = _starting_encoder(settings)
+    encoder = start.encoder
+    _check_image_sizes(encoder, settings)
     size = settings.eval_size or settings.image_size
-    start, colours = None, dict[str, Any]()
-    if settings.init:
-        start = load(settings.init)
-        encoder = start.encoder
-        in_chans = spec_of(encoder).in_chans
-        if in_chans != settings.channels:
-            raise UserError(
-                f"--init {settings.init} is an encoder of {in_chans} channel(s), "
-                f"--channels is {settings.channels}: give the same"
-            )
-        of_start = preprocess_of(encoder)
-        colours = {"mean": of_start.mean, "std": of_start.std}
-    else:
-        encoder = create_encoder(
-            settings.encoder,
-            settings.image_size,
-            settings.channels,
-            settings.pretrained,
-            stem=settings.stem,
-            pool=settings.pool,
-            stages=settings.stages,
-            **settings.encoder_args,
-        )
-        if settings.pretrained and settings.channels == 3:
-            data: Any = encoder.pretrained_cfg
-            colours = {"mean": data["mean"], "std": data["std"]}
-    _try(encoder, settings)
-    # As the weights that it starts from have seen images, else as ImageNet's are.
     preprocess = Preprocess(size, in_chans=settings.channels, **colours)
     encoder.preprocess = preprocess
     criterion = BarlowTwinsLoss(
@@ -104,10 +81,41 @@ def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
         equal_batches=True,
     )
     model = BarlowTwins(encoder, settings.projector, criterion=criterion)
-    if start:
-        told = [start.origin, start_projector(model.projector, start.projector)]
-        encoder.origin = "\n".join(line for line in told if line)  # type: ignore[assignment]
+    if settings.init:
+        lines = [start.origin, start_projector(model.projector, start.projector)]
+        encoder.origin = "\n".join(line for line in lines if line)  # type: ignore[assignment]
     return model.to(memory_format=torch.channels_last), preprocess
+
+
+def _starting_encoder(settings: Settings) -> tuple[LoadedEncoder, dict[str, Any]]:
+    """The encoder that training starts from, and the `mean` and `std` its weights are used to.
+
+    Without trained weights the latter is empty: `Preprocess` then takes its own.
+    """
+    if settings.init:
+        start = load_with_projector(settings.init)
+        in_chans = spec_of(start.encoder).in_chans
+        if in_chans != settings.channels:
+            raise UserError(
+                f"--init {settings.init} is an encoder of {in_chans} channel(s), "
+                f"--channels is {settings.channels}: give the same"
+            )
+        preprocess = preprocess_of(start.encoder)
+        return start, {"mean": preprocess.mean, "std": preprocess.std}
+    encoder = create_encoder(
+        settings.encoder,
+        settings.image_size,
+        settings.channels,
+        settings.pretrained,
+        stem=settings.stem,
+        pool=settings.pool,
+        stages=settings.stages,
+        **settings.encoder_args,
+    )
+    if settings.pretrained and settings.channels == 3:
+        config: Any = encoder.pretrained_cfg
+        return LoadedEncoder(encoder), {"mean": config["mean"], "std": config["std"]}
+    return LoadedEncoder(encoder), {}
 
 
 def build_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
@@ -163,7 +171,7 @@ def training_images(settings: Settings) -> Source:
     )
 
 
-def held_out(settings: Settings) -> Source | None:
+def validation_images(settings: Settings) -> Source | None:
     """The images that the validation loss is taken over, if there are any."""
     if settings.validation:
         images = open_source(settings.validation, "test", in_chans=settings.channels)
@@ -183,7 +191,7 @@ def training_loader(fabric: "Fabric", settings: Settings, views: TwoViews) -> Lo
 
 def validation_loader(fabric: "Fabric", settings: Settings, views: TwoViews) -> Loader | None:
     """This rank's part of the images that the validation loss is taken over, if there are any."""
-    images = held_out(settings)
+    images = validation_images(settings)
     if images is None:
         return None
     batch_size = min(settings.batch_size, len(images))
@@ -193,7 +201,7 @@ def validation_loader(fabric: "Fabric", settings: Settings, views: TwoViews) -> 
     return _loader(fabric, settings, images, views, batch_size)
 
 
-def draw(settings: Settings, out: Path, count: int = 8) -> Path:
+def draw_source_views(settings: Settings, out: Path, count: int = 8) -> Path:
     """A picture of some of a source's images and their two views.
 
     Args:
@@ -220,7 +228,7 @@ def draw(settings: Settings, out: Path, count: int = 8) -> Path:
 
 
 @torch.no_grad()
-def _try(encoder: nn.Module, settings: Settings) -> None:
+def _check_image_sizes(encoder: nn.Module, settings: Settings) -> None:
     """Refuse an encoder that cannot take images of these sizes."""
     encoder.eval()
     try:

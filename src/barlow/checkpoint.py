@@ -1,70 +1,22 @@
-"""Files that are whole or not there: checkpoints and everything else that a run writes."""
+"""Checkpoints: saved atomically, loaded without executing anything in them."""
 
-import contextlib
-import errno
 import logging
 import os
 import pickle
 import re
-import secrets
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
+from barlow.atomic import write_atomically
 from barlow.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 
-UNFINISHED = ".*.part"
-"""Names of files that were being written."""
-
 # What reading bytes that are no checkpoint ends in, besides an UnpicklingError.
 _UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, AttributeError, TypeError, ValueError)
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file beside its place, flush it to disk, and rename it into place.
-
-    Args:
-        path: where the file is to be.
-        write: called with the open binary file.
-
-    Raises:
-        OSError: if the disk is full or the folder not writable; what was at `path` is untouched.
-    """
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(beside, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove what `write_atomically` left when its process was killed."""
-    for part in folder.glob(UNFINISHED):
-        part.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

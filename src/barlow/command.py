@@ -1,26 +1,30 @@
-"""Settings as the command that makes a run with them."""
+"""Command lines: the one that makes a run with certain settings, the one that evaluates a run."""
 
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from json import dumps
+from typing import TYPE_CHECKING
 
 from barlow.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def command(
     settings: Settings,
     out: str,
-    leave_out: Iterable[str] = (),
-    shown: Callable[[str], str] = str,
+    exclude: Iterable[str] = (),
+    format_path: Callable[[str], str] = str,
 ) -> str:
     """The command that makes a run with these settings, whatever a recipe's values are by then.
 
     Args:
         settings: those that differ from their defaults are written.
         out: folder of the run.
-        leave_out: names of settings that are not told.
-        shown: what is told of a text, which may be a place.
+        exclude: names of settings to leave out.
+        format_path: writes a value that is a text, which may be a path.
 
     Returns:
         A line for a shell.
@@ -29,11 +33,11 @@ def command(
         >>> command(Settings("cifar10", projector=[512, 512], compile=True), "runs/a")
         'barlow pretrain cifar10 --out runs/a --projector 512 512 --compile'
     """
-    parts = ["barlow", "pretrain", shown(settings.source), "--out", out]
+    parts = ["barlow", "pretrain", format_path(settings.source), "--out", out]
     usual = Settings(settings.source)
     for field in fields(Settings):
         value = getattr(settings, field.name)
-        if field.name in {"source", *leave_out} or value == getattr(usual, field.name):
+        if field.name in {"source", *exclude} or value == getattr(usual, field.name):
             continue
         flag = f"--{field.name.replace('_', '-')}"
         if isinstance(value, bool):
@@ -45,5 +49,26 @@ def command(
         elif isinstance(value, list):
             parts += [flag, *map(str, value)]
         else:
-            parts += [flag, shown(str(value))]
+            parts += [flag, format_path(str(value))]
     return shlex.join(parts)
+
+
+def evaluate_command(encoder: str, train: str, labels: "Tensor | None") -> str:
+    """The command that evaluates an encoder beside random weights, by its labels if there are any.
+
+    Args:
+        encoder: a run.
+        train: source of the training images.
+        labels: theirs, if known; without two classes or more, the protocol is `health`.
+
+    Returns:
+        A line for a shell.
+
+    Example:
+        >>> evaluate_command("runs/a", "photos/", None)
+        'barlow evaluate runs/a --train photos/ --protocol health --baseline random'
+    """
+    parts = ["barlow", "evaluate", encoder, "--train", train]
+    if labels is None or int(labels.max()) < 1:
+        parts += ["--protocol", "health"]
+    return shlex.join([*parts, "--baseline", "random"])

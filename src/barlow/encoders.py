@@ -34,7 +34,7 @@ class EncoderSpec:
     stages: int = 1
 
     @property
-    def of_maps(self) -> bool:
+    def uses_feature_maps(self) -> bool:
         """Whether the representation consists of averaged feature maps instead of timm's output."""
         return self.pool > 1 or self.stages > 1
 
@@ -153,20 +153,20 @@ def create_encoder(
         encoder.act1 = nn.Identity()
     spec = EncoderSpec(name, image_size, in_chans, stem, model_args, pool, stages)
     encoder.spec = spec  # type: ignore[assignment]
-    if spec.of_maps:
+    if spec.uses_feature_maps:
         _represent_by_maps(encoder)
     return encoder
 
 
-def plain(encoder: nn.Module) -> tuple[Callable[[Tensor], Tensor], int]:
-    """What the projector reads: timm's own pooling of the last map, and its width.
+def pooled_forward_and_width(encoder: nn.Module) -> tuple[Callable[[Tensor], Tensor], int]:
+    """What the projector reads: the encoder with timm's own pooling of the last map; its width.
 
     Also where the representation is several maps': trained on all of them, it was no better
     (docs/recipe.md), and the projector many times as wide.
     """
-    features = getattr(encoder, "plain_features", encoder.num_features)
-    assert isinstance(features, int)
-    return getattr(encoder, "plain_forward", encoder), features
+    width = getattr(encoder, "pooled_width", encoder.num_features)
+    assert isinstance(width, int)
+    return getattr(encoder, "pooled_forward", encoder), width
 
 
 def fresh_copy(encoder: nn.Module, seed: int = 0) -> nn.Module:
@@ -238,7 +238,7 @@ def _represent_by_maps(encoder: nn.Module) -> None:
     if len(new) < spec.stages:
         raise UserError(f"encoder {spec.name!r} has {len(new)} stages: give --stages no more")
     encoder.kept_maps = new[-spec.stages :]  # type: ignore[assignment]
-    encoder.plain_forward, encoder.plain_features = encoder.forward, encoder.num_features  # type: ignore[assignment]
+    encoder.pooled_forward, encoder.pooled_width = encoder.forward, encoder.num_features  # type: ignore[assignment]
     encoder.forward = partial(_pooled_maps, encoder)  # unlike a method, it can be pickled
     encoder.num_features = encoder(image).shape[1]
     encoder.train()

@@ -29,11 +29,19 @@ def one_line(error: object, at_most: int | None = None) -> str:
 
 
 @contextmanager
-def reading(
-    place: object, otherwise: str = "is damaged or made by another version of barlow"
+def user_error_if_unreadable(
+    place: object, problem: str = "is damaged or made by another version of barlow"
 ) -> Iterator[None]:
-    """Within it, what a file says is made use of; whatever cannot be is a UserError naming it."""
+    """Turn any error while using a file's content into a UserError that names the file."""
     try:
         yield
     except Exception as error:  # a damaged file can end in any
-        raise UserError(f"{place} {otherwise}: {one_line(error)}") from error
+        raise UserError(f"{place} {problem}: {one_line(error)}") from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device had less memory than was asked of it, here or in a process started here."""
+    # CUDA, MPS and XPU say the one, torch's allocator of the CPU the other.
+    message = str(error)
+    signs = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError) or any(sign in message for sign in signs)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from barlow.errors import UserError
-from barlow.ranks import from_all_ranks
+from barlow.ranks import all_gather
 
 if sys.platform != "win32":
     import fcntl
@@ -26,7 +26,7 @@ _GRACE = 5.0  # seconds that a process has to end whose parent was killed, or to
 
 
 @contextmanager
-def alone(fabric: "Fabric", folder: Path) -> Iterator[None]:
+def exclusive(fabric: "Fabric", folder: Path) -> Iterator[None]:
     """Within it, no other training writes to a folder; the first rank holds a lock for all.
 
     The system gives the lock back when the process ends, however that happens, so a kill leaves
@@ -48,12 +48,13 @@ def alone(fabric: "Fabric", folder: Path) -> Iterator[None]:
         except BlockingIOError:
             holder = (folder / NAME).read_text() or "another process"
             refused = [
-                f"{holder} trains in --out {folder} already: wait for its end, or give another"
+                f"{holder} is already training in --out {folder}: wait until it ends, or give "
+                "another"
             ]
         except OSError as error:
             refused = [f"cannot write in --out {folder} ({error}): make room, or give another"]
     try:
-        for what in from_all_ranks(fabric, refused):
+        for what in all_gather(fabric, refused):
             raise UserError(what)
         yield
     finally:

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from barlow.encoders import plain
+from barlow.encoders import pooled_forward_and_width
 from barlow.loss import BarlowTwinsLoss
 
 
@@ -64,12 +64,12 @@ class BarlowTwins(nn.Module):
         if not projector:
             raise ValueError("the projector has no layer: give at least one width, such as (2048,)")
         self.encoder = encoder
-        self.projector = create_projector(plain(encoder)[1], projector)
+        self.projector = create_projector(pooled_forward_and_width(encoder)[1], projector)
         self.criterion = criterion or BarlowTwinsLoss(lambd)
 
     def embed(self, view: Tensor) -> Tensor:
         """The embedding of one view: `(N, C, H, W) -> (N, D)`."""
-        forward, _ = plain(self.encoder)
+        forward, _ = pooled_forward_and_width(self.encoder)
         embedding: Tensor = self.projector(forward(view))
         return embedding
 
@@ -77,25 +77,25 @@ class BarlowTwins(nn.Module):
         self,
         view1: Tensor,
         view2: Tensor,
-        slope1: Tensor | None = None,
-        slope2: Tensor | None = None,
+        grad1: Tensor | None = None,
+        grad2: Tensor | None = None,
     ) -> Tensor:
         """The loss of two views of the same images.
 
         Args:
             view1: `(N, C, H, W)`.
             view2: `(N, C, H, W)`, of the same images.
-            slope1: `(N, D)`, gradient of a larger batch's loss with respect to the first
+            grad1: `(N, D)`, gradient of a larger batch's loss with respect to the first
                 embedding; set by `accumulate`.
-            slope2: the same for the second embedding.
+            grad2: the same for the second embedding.
 
         Returns:
-            The loss, a scalar; its terms are in `criterion.terms`. With slopes: a scalar whose
-            gradient with respect to the embeddings is the slopes.
+            The loss, a scalar; its terms are in `criterion.terms`. With `grad1` and `grad2`: a
+            scalar whose gradients with respect to the embeddings are these.
         """
         # One pass a view, as in the paper: batch normalisation sees one distribution at a time.
         z1, z2 = self.embed(view1), self.embed(view2)  # (N, D)
-        if slope1 is not None and slope2 is not None:
-            return (slope1 * z1).sum() + (slope2 * z2).sum()
+        if grad1 is not None and grad2 is not None:
+            return (grad1 * z1).sum() + (grad2 * z2).sum()
         loss: Tensor = self.criterion(z1, z2)
         return loss

@@ -1,7 +1,6 @@
 """The training loop: two views, a loss, a step; readable from top to bottom."""
 
 import logging
-import shlex
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -9,38 +8,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim import Optimizer
 
 from barlow import address, record
-from barlow.accumulate import accumulate, micro_batches
-from barlow.assembly import Parts, assemble
+from barlow.accumulate import accumulate, split_micro_batches
+from barlow.assembly import TrainingParts, assemble
 from barlow.batch_norm import exact_batch_norm
 from barlow.checkpoint import load_last
-from barlow.data import Source
+from barlow.command import evaluate_command
 from barlow.encoders import spec_of
-from barlow.errors import TrainingError, UserError
-from barlow.lock import alone
-from barlow.metrics import Means, check_weights
-from barlow.progress import Reporter, describe, logged, told
+from barlow.errors import TrainingError, UserError, is_out_of_memory
+from barlow.lock import exclusive
+from barlow.loss_terms import Means, check_weights
+from barlow.model import BarlowTwins
+from barlow.progress import Reporter, describe, log_to, reporting
 from barlow.ranks import (
-    agree,
+    StopVote,
     any_rank,
+    broadcast,
+    convert_sync_batch_norm,
     create_fabric,
-    denormals_as_zero,
-    from_main_rank,
-    keep_buffers,
+    disable_buffer_broadcast,
+    divide_threads,
+    flush_denormals,
     launch,
+    local_world_size,
     on_main_rank,
-    processes_here,
-    share_threads,
-    synchronised,
-    unrounded,
+    require_equal,
+    without_input_cast,
 )
 from barlow.run import Run, open_run
 from barlow.schedule import Schedule
 from barlow.settings import Settings
 from barlow.signals import requeue, stop_on_signals
 from barlow.tracking import tracked
-from barlow.validation import collapse, interval, validate
+from barlow.validation import collapse_warning, epochs_between_validations, validate
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -101,7 +103,7 @@ def train(settings: Settings, out: str | Path, reporter: Reporter | None = None)
 def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | None) -> None:
     began = time.monotonic()
     reporter = reporter if fabric.is_global_zero and reporter else Reporter()
-    share_threads(processes_here(settings))
+    divide_threads(local_world_size(settings))
 
     several = fabric.device.type == "cpu" and fabric.world_size > 1
     if several and settings.compile and settings.sync_batch_norm:
@@ -109,19 +111,19 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
             "--compile cannot synchronise batch norm over several CPU processes: leave it out, or "
             "give --no-sync-batch-norm"
         )
-    with denormals_as_zero():  # before the first product starts the threads that inherit it
+    with flush_denormals():  # before the first product starts the threads that inherit it
         parts = assemble(fabric, settings)
-        with alone(fabric, run.path):
+        with exclusive(fabric, run.path):
             try:
                 _loop(fabric, settings, run, reporter, parts, began)
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
-                less = _less(run, settings, fabric.world_size)
-                raise TrainingError(f"a step does not fit in memory: {less}") from error
+                advice = _memory_advice(run, settings, fabric.world_size)
+                raise TrainingError(f"a step does not fit in memory: {advice}") from error
 
 
-def _less(run: Run, settings: Settings, ranks: int) -> str:
+def _memory_advice(run: Run, settings: Settings, ranks: int) -> str:
     """What takes less memory, of what the run still takes."""
     if run.trained:
         return (
@@ -137,61 +139,41 @@ def _less(run: Run, settings: Settings, ranks: int) -> str:
     return ", ".join([*ways, "--batch-size fewer images"])
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether a device had less memory than was asked of it, here or in a process started here."""
-    # CUDA, MPS and XPU say the one, torch's allocator of the CPU the other.
-    said = str(error)
-    signs = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-    return isinstance(error, MemoryError) or any(sign in said for sign in signs)
-
-
 def _loop(
-    fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter, parts: Parts, tick: float
+    fabric: "Fabric",
+    settings: Settings,
+    run: Run,
+    reporter: Reporter,
+    parts: TrainingParts,
+    began: float,
 ) -> None:
     model, preprocess, optimizer, loader, validation = parts
     main, ranks = fabric.is_global_zero, fabric.world_size
-    synchronise = settings.sync_batch_norm and ranks > 1
-    origin = str(getattr(model.encoder, "origin", ""))
     # Without held-out images, the health at least is that of images it is trained on.
     watched = (validation or loader).source.spread(settings.validation_limit)
-    validate_every = settings.eval_every or interval(len(loader.source), len(watched))
+    validate_every = settings.eval_every or epochs_between_validations(
+        len(loader.source), len(watched)
+    )
     schedule = Schedule.of(settings, loader.steps_per_epoch)
 
     means, step, seconds = Means(), 0, 0.0
     if resumed := load_last(run.last_checkpoint):
         step, seconds = resumed["step"], resumed["seconds"]
-    agree(fabric, step, f"the processes see checkpoints of different steps in {run.path}")
+    require_equal(fabric, step, f"the processes see checkpoints of different steps in {run.path}")
     if step:
-        on_main_rank(fabric, partial(record.refuse_others, run, loader.source))
+        on_main_rank(fabric, partial(record.require_same_images, run, loader.source))
     if schedule.done(step, seconds):
-        on_main_rank(fabric, partial(record.mend, run, settings, step))
+        on_main_rank(fabric, partial(record.repair_finished, run, settings, step))
         reporter.say(f"{run.path} is finished: {step} steps are done, nothing is left to do")
         return
-    on_main_rank(fabric, partial(record.start, run, settings, step, loader.source))
+    on_main_rank(fabric, partial(record.write_start, run, settings, step, loader.source))
 
-    if synchronise:
-        model = synchronised(model, fabric.device)
-    # What torch.compile makes of a batch norm sums well by itself.
-    exact = fabric.device.type == "cpu" and not settings.compile
-    if settings.compile:
-        model.compile()
-    wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
-    if fabric.device.type == "cuda":  # DDP's first broadcast runs on a stream of its own
-        torch.cuda.synchronize(fabric.device)
-    if synchronise:
-        keep_buffers(wrapped)
+    model, wrapped, wrapped_optimizer = _set_up(fabric, settings, model, optimizer)
     dtype = next(model.parameters()).dtype
     if resumed:
-        # Now that the parameters have their device and precision, the states take the same.
-        model.load_state_dict(resumed["model"])
-        optimizer.load_state_dict(resumed["optimizer"])
-        means.load_state_dict(resumed["means"])
-        if resumed["precision"]:  # empty of a training without a scaler, as on a CPU
-            fabric.strategy.precision.load_state_dict(resumed["precision"])
+        _restore(fabric, model, optimizer, means, resumed)
         resumed = None  # as large as model and optimiser
-
-    # To agree on stopping, ranks wait for each other; GPUs should do so every other second only.
-    vote_at, pause, voted = step + 1, 1, time.monotonic()
+    vote = StopVote(fabric, step)
 
     def save(kept: int | None = None) -> bool:
         means.check(step)
@@ -211,20 +193,23 @@ def _loop(
             return record.save(run, state, model.encoder, kept, last=done)
         return False
 
+    # What torch.compile makes of a batch norm sums well by itself.
+    exact = fabric.device.type == "cpu" and not settings.compile
     with (
-        logged(run.log_file, reporter) if main else nullcontext(),
+        log_to(run.log_file, reporter) if main else nullcontext(),
         stop_on_signals() as stop,
-        exact_batch_norm(exact, over_ranks=synchronise),
-        told(reporter, schedule.at(step, seconds), schedule.total, schedule.unit),
+        exact_batch_norm(exact, over_ranks=_synchronises(fabric, settings)),
+        reporting(reporter, schedule.at(step, seconds), schedule.total, schedule.unit),
     ):
         if step:
-            reached = f"{schedule.unit} {schedule.at(step, seconds):.0f} of {schedule.total:.0f}"
-            reporter.say(f"resuming {run.path} at {reached}")
-        for line in origin.splitlines() if main and not step else []:
-            log.info(line)
-            reporter.say(line)
-        record.list_skipped(fabric, run, loader.source)
-        saved = logged_at = time.monotonic()
+            reporter.say(f"resuming {run.path} at {schedule.describe(step, seconds)}")
+        elif main:
+            for line in str(getattr(model.encoder, "origin", "")).splitlines():
+                log.info(line)
+                reporter.say(line)
+        record.write_skipped(fabric, run, loader.source)
+        saved_at = logged_at = time.monotonic()
+        timed_until = began  # the time until then is in `seconds`
         logged_step, rows, warned = step, list[dict[str, float]](), False
         clock, done = seconds, False  # what the ranks agree that the time is
         while not done:
@@ -238,8 +223,8 @@ def _loop(
 
                 accumulate(
                     model,
-                    wrapped if settings.accumulate == 1 else unrounded(fabric, wrapped),
-                    micro_batches(view1.to(dtype), view2.to(dtype), settings.accumulate),
+                    wrapped if settings.accumulate == 1 else without_input_cast(fabric, wrapped),
+                    split_micro_batches(view1.to(dtype), view2.to(dtype), settings.accumulate),
                     backward=fabric.backward,
                     no_sync=partial(fabric.no_backward_sync, wrapped, enabled=ranks > 1),
                     autocast=fabric.autocast,
@@ -250,10 +235,10 @@ def _loop(
                 means.add(model.criterion.terms)
                 step += 1
                 now = time.monotonic()
-                seconds, tick = seconds + now - tick, now
-                votes = step == vote_at
-                if schedule.by_clock and votes:
-                    clock = from_main_rank(fabric, seconds)
+                seconds, timed_until = seconds + now - timed_until, now
+                vote_due = vote.due(step)
+                if schedule.by_clock and vote_due:
+                    clock = broadcast(fabric, seconds)
                 done = schedule.done(step, clock)
                 reporter.step(schedule.at(step, seconds))
 
@@ -267,12 +252,12 @@ def _loop(
                         "seconds": seconds,
                         "images_per_second": images / (now - logged_at),
                         "lr": optimizer.param_groups[0]["lr"],
-                        **means.read(),
+                        **means.pop(),
                     }
                     if epoch_ends and (done or (epoch + 1) % validate_every == 0):
                         check_weights(model, step)
                         row |= validate(fabric, model, wrapped, validation, watched, preprocess)
-                        if not warned and (warning := collapse(row)):
+                        if not warned and (warning := collapse_warning(row)):
                             warned = True
                             log.warning("%s", warning)
                     if main:
@@ -281,44 +266,75 @@ def _loop(
                     log.info(text)
                     reporter.row(row, text)
                     if epoch_ends:
-                        record.list_skipped(fabric, run, loader.source)
+                        record.write_skipped(fabric, run, loader.source)
                     logged_at, logged_step = time.monotonic(), step
 
                 if done or (epoch_ends and (epoch + 1) % settings.save_every == 0):
                     save(kept=epoch + 1)
-                    saved = time.monotonic()
-                elif now - saved > 60 * settings.save_minutes:
+                    saved_at = time.monotonic()
+                elif now - saved_at > 60 * settings.save_minutes:
                     save()
-                    saved = time.monotonic()
+                    saved_at = time.monotonic()
                 if done:
                     break
-                if votes and any_rank(fabric, bool(stop.signal)):
-                    outcome = "saved" if save() else "the last checkpoint is an earlier one"
-                    warns = any_rank(fabric, stop.warned)
+                if vote_due and any_rank(fabric, bool(stop.signal)):
+                    saved = save()
+                    requeue_asked = any_rank(fabric, stop.warned)
                     if not main:
                         return  # an error here would end the others while they save
-                    if warns and requeue():
+                    if requeue_asked and requeue():
                         reporter.say("SLURM will start this job again")
-                    raise TrainingError(
-                        f"{stop.signal or 'a signal'} at {schedule.unit} "
-                        f"{schedule.at(step, seconds):.0f} of {schedule.total:.0f}: {outcome}; "
-                        "run the same command again to go on"
-                    )
-                if votes:
-                    if ranks > 1 and fabric.device.type != "cpu":
-                        pause = round(from_main_rank(fabric, max(1, 2 * pause / (now - voted))))
-                    vote_at, voted = step + pause, now
+                    raise _interrupted(stop.signal, schedule.describe(step, seconds), saved)
+                if vote_due:
+                    vote.reschedule(step, now)
     measured = validation and "knn_top1" in row
     knn = f", k-NN on held-out images {row['knn_top1']:.1%}" if measured else ""
     reporter.say(
         f"finished: {step} steps in {seconds:.0f} s{knn}; the encoder is {run.encoder_folder}"
     )
-    reporter.say(f"next: {_evaluation(run, settings, loader.source)}")
+    evaluation = evaluate_command(str(run.path), settings.source, loader.source.labels)
+    reporter.say(f"next: {evaluation}")
 
 
-def _evaluation(run: Run, settings: Settings, images: Source) -> str:
-    """The command that tells what the run's encoder is worth, with labels if there are any."""
-    parts = ["barlow", "evaluate", str(run.path), "--train", settings.source]
-    if images.labels is None or int(images.labels.max()) < 1:
-        parts += ["--protocol", "health"]
-    return shlex.join([*parts, "--baseline", "random"])
+def _synchronises(fabric: "Fabric", settings: Settings) -> bool:
+    """Whether batch norm takes its statistics over all ranks."""
+    return settings.sync_batch_norm and fabric.world_size > 1
+
+
+def _set_up(
+    fabric: "Fabric", settings: Settings, model: BarlowTwins, optimizer: Optimizer
+) -> tuple[BarlowTwins, Any, Any]:
+    """The model on its device, and Fabric's wrappers of it and of the optimiser."""
+    if _synchronises(fabric, settings):
+        model = convert_sync_batch_norm(model, fabric.device)
+    if settings.compile:
+        model.compile()
+    wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
+    if fabric.device.type == "cuda":  # DDP's first broadcast runs on a stream of its own
+        torch.cuda.synchronize(fabric.device)
+    if _synchronises(fabric, settings):
+        disable_buffer_broadcast(wrapped)
+    return model, wrapped, wrapped_optimizer
+
+
+def _restore(
+    fabric: "Fabric",
+    model: BarlowTwins,
+    optimizer: Optimizer,
+    means: Means,
+    state: dict[str, Any],
+) -> None:
+    """Load a checkpoint; after `_set_up`, so that its tensors go where the parameters are."""
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    means.load_state_dict(state["means"])
+    if state["precision"]:  # empty of a training without a scaler, as on a CPU
+        fabric.strategy.precision.load_state_dict(state["precision"])
+
+
+def _interrupted(signal: str | None, reached: str, saved: bool) -> TrainingError:
+    """The error that ends a training which was asked to stop."""
+    outcome = "saved" if saved else "the last checkpoint is an earlier one"
+    return TrainingError(
+        f"{signal or 'a signal'} at {reached}: {outcome}; run the same command again to go on"
+    )

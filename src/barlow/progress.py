@@ -1,4 +1,4 @@
-"""What is told while work goes on: by a training to a reporter and `log.txt`, by others in logs."""
+"""Progress of long work: to a reporter, `log.txt` and the logger."""
 
 import logging
 import threading
@@ -15,7 +15,7 @@ _SLOW, _FIRST, _EVERY = 2.0, 5.0, 30.0  # seconds
 
 
 class Reporter:
-    """Told how a training goes on; this one says nothing, the command line's print."""
+    """Receives a training's progress; this base class ignores it."""
 
     def start(self, done: float, total: float, unit: str = "step") -> None:
         """It begins, with so much done of all there is to do."""
@@ -64,8 +64,8 @@ def describe(row: Mapping[str, float], settings: Settings) -> str:
 
 
 @contextmanager
-def told(reporter: Reporter, done: float, total: float, unit: str = "step") -> Iterator[None]:
-    """Within it the work goes on; however it ends, the reporter hears of it."""
+def reporting(reporter: Reporter, done: float, total: float, unit: str = "step") -> Iterator[None]:
+    """Report the start of the work inside and its end, whether or not it fails."""
     reporter.start(done, total, unit)
     try:
         yield
@@ -74,11 +74,11 @@ def told(reporter: Reporter, done: float, total: float, unit: str = "step") -> I
 
 
 @contextmanager
-def slow(what: str) -> Iterator[Callable[[str], None]]:
-    """Within it, a line says what goes on, if that takes longer than two seconds.
+def log_if_slow(what: str) -> Iterator[Callable[[str], None]]:
+    """Log what the work inside is if it takes longer than two seconds, then its progress.
 
     Yields:
-        To be called with how far it is: said after five seconds, then every thirty at most.
+        A function to call with the progress; it logs after five seconds, then every thirty at most.
     """
     timer = threading.Timer(_SLOW, log.info, [what])
     timer.daemon = True
@@ -112,8 +112,8 @@ class _ToReporter(logging.Handler):
 
 
 @contextmanager
-def logged(file: Path, reporter: Reporter) -> Iterator[None]:
-    """Within it, what this package logs goes to a file, and warnings to the reporter too."""
+def log_to(file: Path, reporter: Reporter) -> Iterator[None]:
+    """Within it, what this package logs also goes to a file, and warnings to the reporter."""
     logger = logging.getLogger("barlow")
     to_file = _ToFile(file)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

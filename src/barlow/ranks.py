@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessExitedException
 
+from barlow.distributed import gather_objects
 from barlow.errors import TrainingError, UserError, one_line
 from barlow.rendezvous import PATIENCE, join, own_port
 from barlow.settings import Settings
@@ -62,20 +64,20 @@ def create_fabric(settings: Settings | Devices, patience: timedelta = PATIENCE) 
     from lightning_fabric.strategies.ddp import DDPStrategy
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-    several = settings.devices > 1 or launched_from_outside()
+    several = settings.devices > 1 or externally_launched()
     strategy: Any = "auto"
     if several:
         strategy = DDPStrategy(
             gradient_as_bucket_view=True,
-            start_method="popen" if launched_from_outside() else "spawn",
+            start_method="popen" if externally_launched() else "spawn",
             timeout=patience,
         )
     if "SLURM_NTASKS" in os.environ:  # Fabric insists on what srun's --ntasks alone does not set
-        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(processes_here(settings)))
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(local_world_size(settings)))
     try:
         fabric = Fabric(
             accelerator=settings.accelerator,
-            devices=processes_here(settings),
+            devices=local_world_size(settings),
             num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", os.environ.get("SLURM_NNODES", 1))),
             strategy=strategy,
             precision=_PRECISIONS[settings.precision],  # type: ignore[arg-type]
@@ -87,7 +89,7 @@ def create_fabric(settings: Settings | Devices, patience: timedelta = PATIENCE) 
         ) from error
     if fabric.device.type == "mps" and settings.precision == "64":
         raise UserError("mps has no float64: give --precision 32, or --accelerator cpu")
-    if launched_from_outside() and fabric.world_size < settings.devices:
+    if externally_launched() and fabric.world_size < settings.devices:
         raise UserError(
             f"--devices is {settings.devices}, and what started this process started "
             f"{fabric.world_size} in all: have srun or torchrun start as many"
@@ -106,7 +108,7 @@ def launch(fabric: "Fabric", task: Callable[["Fabric"], None]) -> None:
             takes those it passes on apart, and frozen ones not at all.
     """
     # Started here, the others are children of this process, which only waits.
-    children = fabric.world_size > 1 and not launched_from_outside()
+    children = fabric.world_size > 1 and not externally_launched()
     try:
         with (
             own_port() if children else nullcontext(),
@@ -116,8 +118,8 @@ def launch(fabric: "Fabric", task: Callable[["Fabric"], None]) -> None:
     except (UserError, TrainingError):
         raise
     except Exception as error:
-        if told := _told_by_a_child(error):
-            raise told from None
+        if original := _error_from_child(error):
+            raise original from None
         by_gloo = isinstance(error, RuntimeError) and "third_party/gloo/" in str(error)
         if isinstance(error, dist.DistError | ProcessExitedException) or by_gloo:
             raise TrainingError(
@@ -126,7 +128,7 @@ def launch(fabric: "Fabric", task: Callable[["Fabric"], None]) -> None:
         raise
 
 
-def _told_by_a_child(error: Exception) -> Exception | None:
+def _error_from_child(error: Exception) -> Exception | None:
     """The one-line error in the traceback that a spawned process left behind, if it is ours."""
     kinds: list[type[Exception]] = [UserError, *UserError.__subclasses__(), TrainingError]
     for kind in kinds:
@@ -136,7 +138,7 @@ def _told_by_a_child(error: Exception) -> Exception | None:
     return None
 
 
-def processes_here(settings: Settings | Devices) -> int:
+def local_world_size(settings: Settings | Devices) -> int:
     """Processes on this machine: as many as torchrun or SLURM started, else as the settings say."""
     started = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE")
     if not started and (tasks := os.environ.get("SLURM_NTASKS")):
@@ -144,26 +146,26 @@ def processes_here(settings: Settings | Devices) -> int:
     return int(started or settings.devices)
 
 
-def launched_from_outside() -> bool:
+def externally_launched() -> bool:
     """Whether torchrun or SLURM started this process as one of several."""
     return "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_NTASKS" in os.environ
 
 
-def first_process() -> bool:
-    """Whether no other process of the same training, on this machine or another, is before it."""
+def is_main_process() -> bool:
+    """Whether this is the first process of a training, over all machines."""
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
 
 
-def unrounded(fabric: "Fabric", wrapped: nn.Module) -> Callable[..., Tensor]:
-    """A module that Fabric has set up, less its rounding of what the module is given.
+def without_input_cast(fabric: "Fabric", wrapped: nn.Module) -> Callable[..., Tensor]:
+    """A module that Fabric has set up, without its cast of the inputs.
 
-    In mixed precision that is to float16 or bfloat16, too coarse for the slopes of a loss.
+    In mixed precision Fabric casts them to float16 or bfloat16, too coarse for gradients of a loss.
     """
 
-    def call(*given: Tensor) -> Tensor:
+    def call(*inputs: Tensor) -> Tensor:
         with fabric.autocast():
-            found: Tensor = wrapped._forward_module(*given)  # type: ignore[operator]
-        return found
+            output: Tensor = wrapped._forward_module(*inputs)  # type: ignore[operator]
+        return output
 
     return call
 
@@ -176,7 +178,7 @@ def on_main_rank(fabric: "Fabric", task: Callable[[], None]) -> None:
             task()
         except UserError as error:
             refused.append(str(error))
-    for what in from_all_ranks(fabric, refused):
+    for what in all_gather(fabric, refused):
         raise UserError(what)
 
 
@@ -189,28 +191,49 @@ def any_rank(fabric: "Fabric", condition: bool) -> bool:
     return bool(votes > 0)
 
 
-def agree(fabric: "Fabric", value: float, what: str) -> None:
+def require_equal(fabric: "Fabric", value: float, what: str) -> None:
     """Raise TrainingError on every rank unless the value is the same on all."""
-    if len(values := set(from_all_ranks(fabric, [value]))) > 1:
+    if len(values := set(all_gather(fabric, [value]))) > 1:
         raise TrainingError(f"{what}: {', '.join(f'{v:g}' for v in sorted(values))}")
 
 
-def from_main_rank(fabric: "Fabric", value: float) -> float:
-    """What the value is on the first rank, on every rank."""
+def broadcast(fabric: "Fabric", value: float) -> float:
+    """The first rank's value, on every rank."""
     return fabric.broadcast(value) if fabric.world_size > 1 else value
 
 
-def from_all_ranks(fabric: "Fabric", items: list[Item]) -> list[Item]:
-    """The items of every rank, on every rank."""
+def all_gather(fabric: "Fabric", items: list[Item]) -> list[Item]:
+    """The items of every rank in one list, on every rank, in the order of the ranks."""
     if fabric.world_size == 1:
         return items
-    every: list[list[Item]] = [[] for _ in range(fabric.world_size)]
-    dist.all_gather_object(every, items)
-    return [item for part in every for item in part]
+    return [item for part in gather_objects(items) for item in part]
 
 
-def share_threads(processes: int) -> None:
-    """Give each of `processes` on this machine its part of the cores."""
+class StopVote:
+    """The steps after which the ranks agree on whether to stop.
+
+    To agree, ranks wait for each other. GPUs therefore vote about every two seconds only.
+    """
+
+    def __init__(self, fabric: "Fabric", step: int) -> None:
+        self._fabric = fabric
+        self._interval = 1  # steps
+        self._next, self._voted_at = step + self._interval, time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether the ranks vote after this step; the same on every rank."""
+        return step == self._next
+
+    def reschedule(self, step: int, now: float) -> None:
+        """Choose the step of the next vote, after one at `step`; every rank has to call it."""
+        if self._fabric.world_size > 1 and self._fabric.device.type != "cpu":
+            two_seconds = 2 * self._interval / (now - self._voted_at)  # steps
+            self._interval = round(broadcast(self._fabric, max(1, two_seconds)))
+        self._next, self._voted_at = step + self._interval, now
+
+
+def divide_threads(processes: int) -> None:
+    """Give each of `processes` on this machine its share of the cores."""
     if processes == 1:
         return
     # As many as torch would take for one process: it knows of affinity and OMP_NUM_THREADS.
@@ -225,7 +248,7 @@ def share_threads(processes: int) -> None:
 
 
 @contextmanager
-def denormals_as_zero() -> Iterator[None]:
+def flush_denormals() -> Iterator[None]:
     """Within it, numbers below 1e-38 count as zero on the CPU.
 
     The momentum of a weight without gradient decays below that within a thousand steps, and a
@@ -238,13 +261,13 @@ def denormals_as_zero() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-def keep_buffers(wrapped: nn.Module) -> None:
-    """Let DDP broadcast no buffers: synchronised, batch norm's are the same everywhere."""
+def disable_buffer_broadcast(wrapped: nn.Module) -> None:
+    """Let DDP broadcast no buffers: those of synchronised batch norm are the same on every rank."""
     ddp = wrapped._forward_module
     ddp.broadcast_buffers = False  # type: ignore[union-attr]
 
 
-def synchronised(module: Module, device: torch.device) -> Module:
+def convert_sync_batch_norm(module: Module, device: torch.device) -> Module:
     """The module with batch norm over all ranks where torch has it: everywhere but on CPU."""
     if device.type == "cpu":
         return module  # there `exact_batch_norm` does it

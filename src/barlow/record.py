@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from torch import nn
 
-from barlow.checkpoint import remove_unfinished, save_checkpoint, save_last, write_text
+from barlow.atomic import remove_unfinished, write_text
+from barlow.checkpoint import save_checkpoint, save_last
 from barlow.data import Source
 from barlow.environment import environment
-from barlow.errors import TrainingError, UserError, reading
-from barlow.ranks import from_all_ranks
+from barlow.errors import TrainingError, UserError, user_error_if_unreadable
+from barlow.ranks import all_gather
 from barlow.run import Run
 from barlow.settings import Settings
 from barlow.share import save_encoder
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def refuse_others(run: Run, images: Source) -> None:
-    """A UserError if the images are not those that a run with a checkpoint was trained on."""
+def require_same_images(run: Run, images: Source) -> None:
+    """Raise UserError unless the images are those that a run with a checkpoint was trained on."""
     if not (starts := run.starts()):
         return
-    with reading(run.starts_file):
+    with user_error_if_unreadable(run.starts_file):
         began = starts[-1]["data"]
         name, number, fingerprint = began["name"], began["images"], began["fingerprint"]
     if fingerprint != images.fingerprint:
@@ -36,7 +37,7 @@ def refuse_others(run: Run, images: Source) -> None:
         )
 
 
-def start(run: Run, settings: Settings, step: int, images: Source) -> None:
+def write_start(run: Run, settings: Settings, step: int, images: Source) -> None:
     """Note that a training begins or goes on at a step; what was logged after it is dropped.
 
     Raises:
@@ -48,9 +49,9 @@ def start(run: Run, settings: Settings, step: int, images: Source) -> None:
         for folder in (run.path, run.last_checkpoint.parent):
             remove_unfinished(folder)
         if not step:
-            run.forget_other_start(settings)  # before config.yaml is the new one
+            run.clear_untrained(settings)  # before config.yaml is the new one
         write_text(run.config_file, yaml.safe_dump(settings.to_dict(), sort_keys=False))
-        run.forget_metrics_after(step)
+        run.truncate_metrics(step)
         run.add_start({"step": step, "data": data, "environment": environment()})
     except OSError as error:
         raise UserError(
@@ -58,10 +59,10 @@ def start(run: Run, settings: Settings, step: int, images: Source) -> None:
         ) from error
 
 
-def mend(run: Run, settings: Settings, step: int) -> None:
-    """Of a finished run: drop what lost power left of a row, and note where its images are now."""
+def repair_finished(run: Run, settings: Settings, step: int) -> None:
+    """In a finished run, drop a row that a power failure cut off, and note where its images are."""
     try:
-        run.forget_metrics_after(step)
+        run.truncate_metrics(step)
         was = run.settings()
         if (settings.source, settings.validation) != (was.source, was.validation):
             write_text(run.config_file, yaml.safe_dump(settings.to_dict(), sort_keys=False))
@@ -69,9 +70,9 @@ def mend(run: Run, settings: Settings, step: int) -> None:
         log.warning("%s is left as it is: %s", run.path, error)
 
 
-def list_skipped(fabric: "Fabric", run: Run, images: Source) -> None:
-    """List the images that any rank could not read; every rank has to call it."""
-    skipped = from_all_ranks(fabric, images.skipped)
+def write_skipped(fabric: "Fabric", run: Run, images: Source) -> None:
+    """Add the images that any rank could not read to the list; every rank has to call it."""
+    skipped = all_gather(fabric, images.skipped)
     if not (fabric.is_global_zero and skipped):
         return
     try:

@@ -27,10 +27,10 @@ def join(device: torch.device, patience: timedelta) -> None:
     # After a restart, torchrun's store still has the addresses of the processes that died, and
     # its count of restarts is another on each machine. So the first process opens a store of its
     # own and says where; at an address that a dead one left, nobody answers.
-    told, rank, world_size = next(rendezvous("env://"))
-    store = _find_store(told) if rank else _open_store(told)
+    bootstrap_store, rank, world_size = next(rendezvous("env://"))
+    store = _find_store(bootstrap_store) if rank else _open_store(bootstrap_store)
     store.set_timeout(patience)
-    _STORES.extend([told, store])
+    _STORES.extend([bootstrap_store, store])
     cuda = device.type == "cuda"
     dist.init_process_group(
         "nccl" if cuda else "gloo",
@@ -49,16 +49,16 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def _open_store(told: Store) -> TCPStore:
+def _open_store(bootstrap_store: Store) -> TCPStore:
     host = "127.0.0.1" if os.environ["GROUP_WORLD_SIZE"] == "1" else socket.getfqdn()
     store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
-    told.set(_WHERE, f"{host} {store.port}")
+    bootstrap_store.set(_WHERE, f"{host} {store.port}")
     return store
 
 
-def _find_store(told: Store, tries: int = 100) -> TCPStore:
+def _find_store(bootstrap_store: Store, tries: int = 100) -> TCPStore:
     for _ in range(tries):
-        host, port = told.get(_WHERE).decode().split()
+        host, port = bootstrap_store.get(_WHERE).decode().split()
         try:
             seconds = timedelta(seconds=5)
             return TCPStore(host, int(port), timeout=seconds, wait_for_workers=False)

@@ -18,8 +18,8 @@ import yaml
 from torch import nn
 
 from barlow import lock
-from barlow.checkpoint import UNFINISHED, write_text
-from barlow.errors import UserError, reading
+from barlow.atomic import UNFINISHED, write_text
+from barlow.errors import UserError, user_error_if_unreadable
 from barlow.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ METRICS = [
 _ALWAYS = set(METRICS[:8])  # in every row
 
 # What may differ between a run and its continuation: it changes where and how often, not what.
-_FREE = {
+_MAY_CHANGE = {
     "accelerator",
     "compile",
     "devices",
@@ -122,9 +122,28 @@ class Run:
         """The log, with times."""
         return self.path / "log.txt"
 
+    @property
+    def evaluation_folder(self) -> Path:
+        """The results of evaluations, as JSON."""
+        return self.path / "evaluation"
+
+    @property
+    def trackers_file(self) -> Path:
+        """The run's ids in experiment trackers, as JSON."""
+        return self.path / "trackers.json"
+
+    @property
+    def tensorboard_folder(self) -> Path:
+        """What TensorBoard shows."""
+        return self.path / "tensorboard"
+
     def epoch_checkpoint(self, epoch: int) -> Path:
         """The checkpoint kept after this epoch."""
         return self.path / "checkpoints" / f"epoch-{epoch:04d}.ckpt"
+
+    def evaluation_files(self) -> list[Path]:
+        """The files in `evaluation_folder`, by name; without hidden ones, such as macOS leaves."""
+        return sorted(self.evaluation_folder.glob("[!.]*.json"))
 
     @property
     def trained(self) -> bool:
@@ -137,7 +156,7 @@ class Run:
         Raises:
             UserError: if the file is damaged, or has a setting that this version does not know.
         """
-        with reading(self.config_file):
+        with user_error_if_unreadable(self.config_file):
             values = yaml.safe_load(self.config_file.read_bytes())
             return Settings(**{k: v for k, v in values.items() if not k.startswith("_")})
 
@@ -155,7 +174,7 @@ class Run:
         """
         if not self.metrics_file.exists():
             return []
-        with reading(self.metrics_file):
+        with user_error_if_unreadable(self.metrics_file):
             content = self.metrics_file.read_bytes()
             file = io.StringIO((_whole(content) if whole else content).decode(), newline="")
             rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
@@ -195,14 +214,17 @@ class Run:
         """What `add_start` recorded, oldest first."""
         if not self.starts_file.exists():
             return []
-        with reading(self.starts_file):
+        with user_error_if_unreadable(self.starts_file):
             return [{**json.loads(line)} for line in self.starts_file.read_text().splitlines()]
 
     def skipped(self) -> dict[str, str]:
         """The images that could not be read, each with the reason."""
         if not self.skipped_file.exists():
             return {}
-        with reading(self.skipped_file), open(self.skipped_file, newline="") as file:
+        with (
+            user_error_if_unreadable(self.skipped_file),
+            open(self.skipped_file, newline="") as file,
+        ):
             return {row["id"]: row["reason"] for row in csv.DictReader(file)}
 
     def add_skipped(self, skipped: Iterable[tuple[str, str]]) -> int:
@@ -217,14 +239,20 @@ class Run:
             write_text(self.skipped_file, text.getvalue())
         return len(every) - len(known)
 
-    def forget_other_start(self, settings: Settings) -> None:
+    def clear_untrained(self, settings: Settings) -> None:
         """Delete the files of a start with other settings that trained nothing."""
         if self.config_file.exists() and _changes(self.settings(), settings):
-            for name in ("metrics.csv", "starts.jsonl", "skipped.csv", "trackers.json", "log.txt"):
-                (self.path / name).unlink(missing_ok=True)
-            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+            for file in (
+                self.metrics_file,
+                self.starts_file,
+                self.skipped_file,
+                self.trackers_file,
+                self.log_file,
+            ):
+                file.unlink(missing_ok=True)
+            shutil.rmtree(self.tensorboard_folder, ignore_errors=True)
 
-    def forget_metrics_after(self, step: int) -> None:
+    def truncate_metrics(self, step: int) -> None:
         """Drop rows of steps that a resumed run will repeat, and incomplete rows."""
         if not self.metrics_file.exists():
             return
@@ -280,7 +308,7 @@ def _changes(old: Settings, new: Settings) -> list[str]:
     changes = [
         f"{name} was {was[name]!r}, is {now[name]!r}"
         for name in was
-        if name not in _FREE and was[name] != now[name]
+        if name not in _MAY_CHANGE and was[name] != now[name]
     ]
     if new.minutes is None and new.epochs < old.epochs:
         changes.append(f"epochs was {old.epochs}, is {new.epochs}; it may only grow")

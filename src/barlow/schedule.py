@@ -47,6 +47,15 @@ class Schedule:
         """How much is done, in its unit."""
         return seconds if self.by_clock else step
 
+    def describe(self, step: int, seconds: float) -> str:
+        """How far the training is, in words.
+
+        Example:
+            >>> Schedule.of(Settings("cifar10", epochs=1), steps_per_epoch=195).describe(3, 2.5)
+            'step 3 of 195'
+        """
+        return f"{self.unit} {self.at(step, seconds):.0f} of {self.total:.0f}"
+
     def factor(self, step: int, seconds: float) -> float:
         """The factor on the learning rate."""
         return warmup_cosine(

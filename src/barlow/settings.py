@@ -171,8 +171,10 @@ class Settings:
                 with suppress(ValueError):
                     value = float(value)  # YAML has 1e-3 for a text
             if not _is_a(value, kind):
-                told = inspect.formatannotation(kind).replace("typing.", "").removesuffix(" | None")
-                raise UserError(f"{name} is {value!r}: give a value of type {told}")
+                expected = (
+                    inspect.formatannotation(kind).replace("typing.", "").removesuffix(" | None")
+                )
+                raise UserError(f"{name} is {value!r}: give a value of type {expected}")
             object.__setattr__(self, name, value)
         self._check()
 
@@ -211,42 +213,48 @@ class Settings:
         """The preset that `views` selects at this image size."""
         if self.views != "auto":
             return self.views
-        return "small" if self.image_size <= 64 else "paper"
+        return default_preset(self.image_size)
 
     def _check(self) -> None:
-        def refuse(what: str) -> None:
-            raise UserError(what)
-
         for name in _COUNTS:
             if (value := getattr(self, name)) is not None and value < 1:
-                refuse(f"{name} is {value}: give 1 or more")
+                raise UserError(f"{name} is {value}: give 1 or more")
         for name in ("lr", "lr_bias_norm", "lars_eta", "weight_decay", "warmup_epochs", "workers"):
             if (value := getattr(self, name)) is not None and not value >= 0:
-                refuse(f"{name} is {value}: it must not be negative")
+                raise UserError(f"{name} is {value}: it must not be negative")
         if self.minutes is not None and not self.minutes > 0:
-            refuse(f"minutes is {self.minutes}: give more than 0")
+            raise UserError(f"minutes is {self.minutes}: give more than 0")
         if not 0 <= self.max_broken <= 1:
-            refuse(f"max_broken is {self.max_broken}: give a share between 0 and 1")
+            raise UserError(f"max_broken is {self.max_broken}: give a share between 0 and 1")
         if not 0 <= self.momentum < 1:
-            refuse(f"momentum is {self.momentum}: give 0 or more, and less than 1")
+            raise UserError(f"momentum is {self.momentum}: give 0 or more, and less than 1")
         if self.batch_size < 2:
-            refuse(
+            raise UserError(
                 f"batch_size is {self.batch_size}: Barlow Twins correlates over the batch and "
                 "needs 2 images or more, better 128 or more"
             )
         parts = self.devices * self.accumulate
         if self.batch_size % parts or self.batch_size // parts < 2:
             near = max(2, round(self.batch_size / parts)) * parts
-            refuse(
+            raise UserError(
                 f"batch_size {self.batch_size} does not divide over {self.devices} device(s) x "
                 f"{self.accumulate} micro-batch(es) of 2 images or more: use a multiple of "
                 f"{parts}, for example {near}"
             )
         if not self.projector or min(self.projector) < 1:
-            refuse(f"projector is {self.projector}: give the widths of its layers, all 1 or more")
+            raise UserError(
+                f"projector is {self.projector}: give the widths of its layers, all 1 or more"
+            )
         for name in self.track:
             if name not in TRACKERS:
-                refuse(f"track is {name!r}: give {', '.join(TRACKERS)}, or several with commas")
+                raise UserError(
+                    f"track is {name!r}: give {', '.join(TRACKERS)}, or several with commas"
+                )
+
+
+def default_preset(image_size: int) -> str:
+    """The preset of views for a run that names none: "small" up to 64 pixels, "paper" above."""
+    return "small" if image_size <= 64 else "paper"
 
 
 def recipe_names() -> list[str]:

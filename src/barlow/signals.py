@@ -14,7 +14,8 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
+# Windows has no SIGUSR1.
+SIGNALS = tuple(name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 _ONCE = 0.5  # seconds within which a signal is the same: sent to all, and passed on by the parent
 
 

@@ -1,4 +1,4 @@
-"""Each tracker in its own words: how a run in it is opened, told and closed."""
+"""Adapters: one class for each experiment tracker."""
 
 import logging
 import os
@@ -67,7 +67,7 @@ class _TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self.id = "tensorboard"
-        self._writer = SummaryWriter(run.path / self.id)
+        self._writer = SummaryWriter(run.tensorboard_folder)
         if identity is None:
             text = yaml.safe_dump(settings.to_dict(), sort_keys=False)
             self._writer.add_text("settings", f"```\n{text}```")

@@ -13,7 +13,8 @@ from typing import Any
 
 from PIL import Image
 
-from barlow.checkpoint import load_last, write_text
+from barlow.atomic import write_text
+from barlow.checkpoint import load_last
 from barlow.errors import UserError, one_line
 from barlow.progress import Reporter
 from barlow.run import Run
@@ -49,7 +50,7 @@ class Tracked(Reporter):
     def __init__(self, reporter: Reporter, settings: Settings, run: Run) -> None:
         self._reporter, self._settings, self._run = reporter, settings, run
         # Now, before a resumption drops the rows that it will make again.
-        self._told = _last_step(run)
+        self._last_logged_step = _last_step(run)
         self._sent: dict[str, float] = {}  # the last step that each tracker has
         self._trackers: dict[str, Tracker] = {}
         self._done = self._total = 0.0
@@ -64,7 +65,7 @@ class Tracked(Reporter):
             self._try(name, self._open, name, kept.get(name))
         kept |= {name: tracker.id for name, tracker in self._trackers.items()}
         try:
-            write_text(_file(self._run), json.dumps(kept) + "\n")
+            write_text(self._run.trackers_file, json.dumps(kept) + "\n")
         except OSError as error:
             log.warning("a resumption will begin new runs in the trackers: %s", one_line(error))
         if not done:
@@ -101,28 +102,28 @@ class Tracked(Reporter):
     def _open(self, name: str, identity: str | None) -> None:
         tracker = OPENERS[name][1](self._run, self._settings, identity)
         self._trackers[name] = tracker
-        self._sent[name] = self._told if identity else _last_step(self._run)
+        self._sent[name] = self._last_logged_step if identity else _last_step(self._run)
         if identity is None:
             for row in self._run.metrics():
                 _send(tracker, row)
 
     def _views(self) -> dict[str, Image.Image]:
-        from barlow.assembly import draw
+        from barlow.assembly import draw_source_views
 
         with tempfile.TemporaryDirectory() as folder:
-            drawn = draw(self._settings, Path(folder) / "views.png")
+            drawn = draw_source_views(self._settings, Path(folder) / "views.png")
             with Image.open(drawn) as picture:
                 return {"views": picture.convert("RGB")}
 
     def _matrices(self) -> dict[str, Image.Image]:
         from barlow.assembly import training_images
-        from barlow.correlation import heat_map, start_and_now
+        from barlow.correlation_matrices import heat_map, initial_and_current
 
         state = load_last(self._run.last_checkpoint)
         if state is None:
             return {}
         source = training_images(self._settings).spread(min(256, self._settings.batch_size))
-        matrices = start_and_now(self._settings, state, source)
+        matrices = initial_and_current(self._settings, state, source)
         names = ("matrix_at_the_start", "matrix_at_the_end")
         return {name: _on_white(heat_map(m)) for name, m in zip(names, matrices, strict=True)}
 
@@ -166,12 +167,8 @@ def _on_white(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), colours).convert("RGB")
 
 
-def _file(run: Run) -> Path:
-    return run.path / "trackers.json"
-
-
 def _kept(run: Run) -> dict[str, str]:
     try:
-        return dict(json.loads(_file(run).read_text()))
+        return dict(json.loads(run.trackers_file.read_text()))
     except (OSError, TypeError, ValueError):
         return {}

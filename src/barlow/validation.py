@@ -10,9 +10,9 @@ from barlow.data import Loader, Preprocess, Source, eval_batches
 from barlow.data.source import spread
 from barlow.evaluation.knn import nearest, vote
 from barlow.evaluation.spectrum import effective_rank, mean_off_diagonal, rankme
-from barlow.metrics import Means
+from barlow.loss_terms import Means
 from barlow.model import BarlowTwins
-from barlow.ranks import from_all_ranks
+from barlow.ranks import all_gather
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -31,7 +31,7 @@ _VOTES = 512  # images whose votes for every class are held at a time
 _COLLAPSED = 2.0  # of effective rank
 
 
-def interval(images: int, validated: int) -> int:
+def epochs_between_validations(images: int, validated: int) -> int:
     """Epochs between validations so that they take about 3 % of the time.
 
     Args:
@@ -39,7 +39,7 @@ def interval(images: int, validated: int) -> int:
         validated: held-out images; each takes four passes.
 
     Example:
-        >>> interval(50_000, 2048), interval(4_000, 1000)
+        >>> epochs_between_validations(50_000, 2048), epochs_between_validations(4_000, 1000)
         (1, 6)
     """
     return -(-23 * validated // images)
@@ -75,17 +75,17 @@ def validate(
         for view1, view2 in loader.epoch(0):
             wrapped(view1, view2)
             means.add(model.criterion.terms)
-        row |= {f"val_{name}": value for name, value in means.read().items()}
+        row |= {f"val_{name}": value for name, value in means.pop().items()}
     y, z, labels = _outputs(fabric, model, images, preprocess)
     if y.isfinite().all() and z.isfinite().all():
-        row |= health(y, z, labels) if fabric.is_global_zero else {}
+        row |= health_metrics(y, z, labels) if fabric.is_global_zero else {}
     else:
         log.warning("outputs for held-out images are not finite: their health is left out")
     model.train()
     return row
 
 
-def health(y: Tensor, z: Tensor, labels: Tensor | None) -> dict[str, float]:
+def health_metrics(y: Tensor, z: Tensor, labels: Tensor | None) -> dict[str, float]:
     """What can be said of a network from its outputs for images without augmentation.
 
     Args:
@@ -100,7 +100,7 @@ def health(y: Tensor, z: Tensor, labels: Tensor | None) -> dict[str, float]:
         al. 2023); the mean absolute correlation between two features of the embedding.
 
     Example:
-        >>> found = health(torch.eye(4), torch.eye(4), None)
+        >>> found = health_metrics(torch.eye(4), torch.eye(4), None)
         >>> round(found["rankme_embedding"], 2)
         4.0
     """
@@ -115,7 +115,7 @@ def health(y: Tensor, z: Tensor, labels: Tensor | None) -> dict[str, float]:
     return found
 
 
-def collapse(row: dict[str, float]) -> str | None:
+def collapse_warning(row: dict[str, float]) -> str | None:
     """A warning if representation or embedding has collapsed to a line or a point."""
     for what, name in (("representation", "effective_rank"), ("embedding", "rankme_embedding")):
         if not (rank := row.get(name, float("inf"))) >= _COLLAPSED:  # NaN for a point
@@ -153,7 +153,7 @@ def _outputs(
             z = model.embed(batch.to(dtype))[:, : _EMBEDDINGS[1]]
         place = rows * fabric.world_size + fabric.global_rank
         found.append((place, y.float().cpu(), z.float().cpu()))
-    found = from_all_ranks(fabric, found)
+    found = all_gather(fabric, found)
     place, y, z = (torch.cat(parts) for parts in zip(*found, strict=True))
     order = place.argsort()
     labels = None if images.labels is None else images.labels[place[order]]

@@ -51,8 +51,8 @@ def test_a_log_has_the_first_row_each_look_at_held_out_images_and_a_sign_of_life
         lines.step(step)
         looked = {"val_loss": 1.0} if step == 3 else {"effective_rank": 5.0} if step == 5 else {}
         lines.row(row(step, **looked), f"row {step}")
-    told = capsys.readouterr().out.splitlines()
-    assert told == [f"barlow: row {step}" for step in (1, 3, 5, 20, 35, 50)]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [f"barlow: row {step}" for step in (1, 3, 5, 20, 35, 50)]
     for step in (61, 62):
         clock.now += 50
         lines.step(step)

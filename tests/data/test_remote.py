@@ -12,9 +12,9 @@ import torch
 from barlow import address
 from barlow.data import Loader
 from barlow.data.decode import decode
+from barlow.data.parquet import open_parquet
 from barlow.data.remote import RowGroups, open_remote
 from barlow.data.source import Source
-from barlow.data.tables import open_parquet
 from barlow.errors import UserError
 from barlow.views import TwoViews
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from barlow.embeddings import read_embeddings, table
+from barlow.embeddings.layout import find_plain_vectors
 from barlow.embeddings.table import Rows, group_size, open_table, write_table
 from barlow.errors import UserError
 
@@ -47,7 +48,7 @@ def test_vectors_are_read_from_where_they_stand(tmp_path, vectors, rows, feature
     x = vectors(rows, features)
     file = write(tmp_path / "e.parquet", x, group_size(features, str(x.dtype)))
     opened = open_table(file)
-    assert table._plain(opened) is not None
+    assert find_plain_vectors(opened.path, opened.parquet, opened.features) is not None
     assert torch.equal(opened.vectors(0, rows), torch.from_numpy(x).float())
 
 
@@ -120,7 +121,7 @@ def test_some_rows_in_any_order(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (None, "no file"),
         (b"PAR1 and then nothing", "cannot be read as Parquet"),
@@ -132,13 +133,13 @@ def test_some_rows_in_any_order(tmp_path):
         ),
     ],
 )
-def test_a_file_without_embeddings_is_refused(tmp_path, content, told):
+def test_a_file_without_embeddings_is_refused(tmp_path, content, message):
     file = tmp_path / "e.parquet"
     if isinstance(content, bytes):
         file.write_bytes(content)
     elif content:
         pq.write_table(pa.table(content), file)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         open_table(file)
 
 

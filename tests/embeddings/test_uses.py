@@ -130,13 +130,13 @@ def test_search_with_another_encoder_is_refused(embedded, encoder, tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    ("query", "told"),
+    ("query", "message"),
     [("nothing.png", "neither a file nor an id"), ("TEXT", "cannot be read: not an image")],
 )
-def test_a_query_that_is_no_image_is_refused(embedded, encoder_folder, tmp_path, query, told):
+def test_a_query_that_is_no_image_is_refused(embedded, encoder_folder, tmp_path, query, message):
     (tmp_path / "text.png").write_text("no image")
     query = query.replace("TEXT", str(tmp_path / "text.png"))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         search(str(encoder_folder), [query], str(embedded[1]))
 
 
@@ -163,8 +163,8 @@ def test_groups_join_the_pairs_that_share_an_image(photos, encoder_folder, tmp_p
     capsys.readouterr()
     arguments = ["--threshold", "0.999999", "--out", str(out), "--top", "1"]
     assert main(["duplicates", str(file), *arguments]) == 0
-    told = capsys.readouterr().out
-    assert "4 pairs among 12 images, in 2 groups: with one image of each group kept, 3" in told
+    output = capsys.readouterr().out
+    assert "4 pairs among 12 images, in 2 groups: with one image of each group kept, 3" in output
     groups = {}
     for _, a, b, group in list(csv.reader(out.read_text().splitlines()))[1:]:
         groups.setdefault(group, set()).update((a, b))
@@ -272,7 +272,7 @@ def test_names_with_brackets_are_shown_as_they_are():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["duplicates", "FILE", "--threshold", "2"], "between -1 and 1"),
         (["duplicates", "none.parquet"], "no file none.parquet"),
@@ -281,11 +281,11 @@ def test_names_with_brackets_are_shown_as_they_are():
         (["search", "ENCODER", "cat/0001.png"], "in"),
     ],
 )
-def test_a_mistake_is_one_line(embedded, encoder_folder, arguments, told, capsys):
+def test_a_mistake_is_one_line(embedded, encoder_folder, arguments, message, capsys):
     places = {"FILE": str(embedded[1]), "ENCODER": str(encoder_folder)}
     capsys.readouterr()
     assert main([places.get(a, a) for a in arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("barlow: ")
     assert error.count("\n") == 1
-    assert told in error
+    assert message in error

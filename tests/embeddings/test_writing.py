@@ -11,6 +11,7 @@ from PIL import Image
 
 import barlow
 from barlow.data import Source, open_source
+from barlow.data.fingerprints import file_state
 from barlow.data.source import Table, hash_of
 from barlow.embeddings import parts, read_embeddings, writing
 from barlow.embeddings.images import fingerprint_of_images, thumbnails
@@ -19,7 +20,6 @@ from barlow.embeddings.table import Rows, open_table, write_table
 from barlow.embeddings.writing import write_embeddings
 from barlow.errors import UserError
 from barlow.evaluation.features import extract
-from barlow.evaluation.kept import state_of
 from barlow.progress import Reporter
 
 
@@ -124,7 +124,7 @@ def test_images_whose_names_are_no_text_are_written_and_seen(odd_names, write, e
 
 def test_a_fingerprint_is_of_sizes_and_times_in_the_order_of_the_images(photos):
     images = open_source(str(photos(21)), in_chans=1)
-    states = [state_of(file) for file in images.records]
+    states = [file_state(file) for file in images.records]
     before = fingerprint_of_images(images)
     assert before == hash_of([images.fingerprint, *states])
     os.utime(images.records[20], (1, 1))
@@ -165,7 +165,7 @@ def test_too_many_images_that_cannot_be_read_stop_it(write, photos):
     folder = photos(40)
     for path in sorted(folder.rglob("*.png"))[::4]:
         path.write_bytes(b"no image")
-    with pytest.raises(UserError, match="more than the 5% that are let pass"):
+    with pytest.raises(UserError, match="more than the 5% that max_broken allows"):
         write(folder)
     file, _ = write(folder, max_broken=0.5)  # goes on
     assert open_table(file).images == 30
@@ -232,20 +232,20 @@ def test_a_file_of_something_else_is_not_overwritten(write, photos, tmp_path, ch
     options = {}
     if change == "images":
         next(folder.rglob("*.png")).unlink()
-        told = "other images"
+        message = "other images"
     elif change == "touched":
         os.utime(next(folder.rglob("*.png")), (1, 1))
-        told = "other images"
+        message = "other images"
     elif change == "encoder":
         monkeypatch.setattr(writing, "fingerprint_of", lambda encoder: "another")
-        told = "another encoder"
+        message = "another encoder"
     elif change == "half":
-        options, told = {"half": True}, "another precision"
+        options, message = {"half": True}, "another precision"
     else:
         file.write_bytes(b"my own table")
-        told = "cannot be read as Parquet"
+        message = "cannot be read as Parquet"
     before = file.read_bytes()
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         write(folder, **options)
     assert file.read_bytes() == before
     assert not (tmp_path / "e.parquet.part").exists()
@@ -263,7 +263,7 @@ def test_half_is_float32_rounded(write, photos):
 def test_features_beyond_float16_are_refused_there():
     from barlow.embeddings.writing import _cast
 
-    with pytest.raises(UserError, match="leave --half away"):
+    with pytest.raises(UserError, match="drop --half"):
         _cast(torch.tensor([[1e5]]), "float16")
     assert _cast(torch.tensor([[1e5]]), "float32") == 1e5
 
@@ -311,7 +311,7 @@ def test_two_processes_give_the_same_file_as_one(tmp_path, encoder_folder, comma
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["e.csv"], "name the file e.parquet"),
         (["e.parquet", "--batch-size", "0"], "batch size is 0"),
@@ -320,7 +320,7 @@ def test_two_processes_give_the_same_file_as_one(tmp_path, encoder_folder, comma
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(
-    tmp_path, encoder_folder, arguments, told, capsys
+    tmp_path, encoder_folder, arguments, message, capsys
 ):
     from barlow.cli import main
 
@@ -330,5 +330,5 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     error = capsys.readouterr().err
     assert error.startswith("barlow: ")
     assert error.count("\n") == 1
-    assert told in error
+    assert message in error
     assert not list(tmp_path.iterdir())

@@ -88,8 +88,8 @@ def test_what_does_not_fit_in_memory_is_one_line(monkeypatch, here):
     monkeypatch.setitem(COMMANDS, "embed", lambda argv: torch.empty(10**15, dtype=torch.uint8))
     done = here("embed")
     assert (done.returncode, done.stdout) == (1, "")
-    told = "this does not fit in memory: give a smaller --batch-size, or --limit the images"
-    assert done.stderr == f"barlow: {told}\n"
+    message = "this does not fit in memory: give a smaller --batch-size, or --limit the images"
+    assert done.stderr == f"barlow: {message}\n"
 
 
 def test_evaluation_prints_the_table_without_and_with(run, here):
@@ -177,8 +177,8 @@ def test_labels_beside_a_folder_are_classes_tags_or_numbers(run, tmp_path, label
     (tmp_path / "photos").mkdir()
     for i, digit in enumerate(digits(60)):
         digit.save(tmp_path / "photos" / f"{i:02}.png")
-    told = [f"{i:02}.png,{label.format(i % 3, i % 2)}" for i in range(60)]
-    for name, lines in (("train", told[:40]), ("test", told[40:])):
+    labels = [f"{i:02}.png,{label.format(i % 3, i % 2)}" for i in range(60)]
+    for name, lines in (("train", labels[:40]), ("test", labels[40:])):
         (tmp_path / f"{name}.csv").write_text("\n".join(["file,label", *lines]))
     done = here(
         *("evaluate", run[0], "--train", tmp_path / "photos", "--labels", tmp_path / "train.csv"),
@@ -226,7 +226,7 @@ def test_a_signal_to_the_whole_group_leaves_the_loaders_workers_to_their_trainin
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["pretrain", "mnist5k"], "required: out"),
         (["pretrain", "mnist5k", "--out", "OUT", "--epoch", "3"], "did you mean --epochs?"),
@@ -250,7 +250,7 @@ def test_a_signal_to_the_whole_group_leaves_the_loaders_workers_to_their_trainin
         ),
     ],
 )
-def test_a_mistake_is_one_line_exits_2_and_writes_nothing(tmp_path, here, arguments, told):
+def test_a_mistake_is_one_line_exits_2_and_writes_nothing(tmp_path, here, arguments, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "notes.txt").write_text("mine")
@@ -260,7 +260,7 @@ def test_a_mistake_is_one_line_exits_2_and_writes_nothing(tmp_path, here, argume
     assert done.stdout == ""
     assert done.stderr.startswith("barlow: ")
     assert done.stderr.count("\n") == 1
-    assert told in done.stderr
+    assert message in done.stderr
     assert not (tmp_path / "out").exists()
     assert [p.name for p in (tmp_path / "texts").iterdir()] == ["notes.txt"]
 

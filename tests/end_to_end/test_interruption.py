@@ -122,8 +122,8 @@ def test_two_machines_meet_again_though_one_has_restarted_more_often(tmp_path):
     task = arguments(tmp_path, "run", save_minutes=0.0, epochs=20)
 
     def machine(host: bool) -> subprocess.Popen:
-        told = ["--rdzv-conf", f"is_host={int(host)},join_timeout=120,keep_alive_interval=1"]
-        return start([*torchrun, *told, *task], TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+        rendezvous = ["--rdzv-conf", f"is_host={int(host)},join_timeout=120,keep_alive_interval=1"]
+        return start([*torchrun, *rendezvous, *task], TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
 
     run, stays, goes = Run(tmp_path / "run"), machine(host=True), machine(host=False)
     wait_for_step(stays, run, 6)
@@ -211,9 +211,9 @@ def fill(path: Path) -> None:
 def test_what_does_not_fit_on_the_disk_is_one_line_and_leaves_nothing(small_disk, capsys):
     file = small_disk / "encoder.safetensors"  # of five megabytes
     assert main(["export", "cifar10-small", "--format", "safetensors", "--out", str(file)]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("barlow: cannot use the disk (No space left on device)")
-    assert told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("barlow: cannot use the disk (No space left on device)")
+    assert error.count("\n") == 1
     assert list(small_disk.iterdir()) == []
 
 

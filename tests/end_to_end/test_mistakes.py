@@ -24,38 +24,38 @@ def refused(capsys):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--momentum", "-1"], "momentum is -1.0: give 0 or more, and less than 1"),
         (["--momentum", "1", "--optimizer", "adamw"], "momentum is 1.0"),
         (["--lr", "nan"], "--lr nan: expected a float"),
     ],
 )
-def test_a_number_that_no_optimiser_takes(tmp_path, refused, options, told):
-    assert told in refused("pretrain", "mnist5k", "--out", tmp_path / "run", *options)
+def test_a_number_that_no_optimiser_takes(tmp_path, refused, options, message):
+    assert message in refused("pretrain", "mnist5k", "--out", tmp_path / "run", *options)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("recipe", "told"),
+    ("recipe", "message"),
     [
         ("encoder: resnet18  # für kleine Bilder\n".encode("latin-1"), "is not valid YAML: "),
         (b"momentum: fast\n", "momentum is 'fast'"),
         (b"seed: [1]\n", "--seed [1]: expected a int"),
     ],
 )
-def test_a_recipe_that_cannot_be_read(tmp_path, refused, recipe, told):
+def test_a_recipe_that_cannot_be_read(tmp_path, refused, recipe, message):
     (tmp_path / "mine.yaml").write_bytes(recipe)
     out = ["--out", tmp_path / "run"]
-    assert told in refused("pretrain", "mnist5k", *out, "--recipe", tmp_path / "mine.yaml")
+    assert message in refused("pretrain", "mnist5k", *out, "--recipe", tmp_path / "mine.yaml")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_place_that_cannot_be_written(tmp_path, refused):
     export = ["export", "cifar10-small", "--format", "safetensors", "--out"]
     (tmp_path / "file").touch()
-    told = refused(*export, tmp_path / "file" / "e.safetensors")
-    assert f"cannot use {tmp_path / 'file'}" in told
+    message = refused(*export, tmp_path / "file" / "e.safetensors")
+    assert f"cannot use {tmp_path / 'file'}" in message
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
@@ -69,7 +69,7 @@ def run(tmp_path):
 
 @pytest.mark.parametrize("command", [["report"], ["watch"], ["pretrain", "mnist5k", "--out"]])
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (lambda text: text + "new_field: 1\n", "'new_field'"),
         (lambda text: text.replace("optimizer: lars", "optimizer: magic"), "optimizer is 'magic'"),
@@ -79,15 +79,15 @@ def run(tmp_path):
         (lambda text: "1: 2", ""),
     ],
 )
-def test_settings_of_another_version_or_damaged(run, refused, command, damage, told):
+def test_settings_of_another_version_or_damaged(run, refused, command, damage, message):
     run.config_file.write_text(damage(run.config_file.read_text()))
     line = refused(*command, run.path)
     assert f"{run.config_file} is damaged or made by another version of barlow: " in line
-    assert told in line
+    assert message in line
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "told"),
+    ("file", "content", "message"),
     [
         ("metrics.csv", b"step,epoch\nfew,1\n", "few"),
         ("metrics.csv", b"step,epoch\n1,1\n", "a row has no "),
@@ -99,9 +99,9 @@ def test_settings_of_another_version_or_damaged(run, refused, command, damage, t
         ("skipped.csv", b"id,reason\n\xe9,x\n", "codec"),
     ],
 )
-def test_what_a_training_wrote_is_damaged(run, refused, file, content, told):
+def test_what_a_training_wrote_is_damaged(run, refused, file, content, message):
     (run.path / file).write_bytes(content)
     line = refused("report", run.path)
     assert f"{run.path / file} is damaged or made by another version of barlow: " in line
-    assert told in line
+    assert message in line
     assert not run.report_file.exists()

@@ -209,14 +209,14 @@ def test_a_folder_of_every_kind_is_trained_on_and_what_is_broken_listed(
         assert len(list(csv.DictReader(file))) >= 1
 
 
-def test_more_broken_images_than_let_pass_stop_the_run(
+def test_more_broken_images_than_allowed_stop_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "source"
     root.mkdir()
     every_kind(root)
     assert main(pretrain(str(root), tmp_path / "run", "--limit", "17")) == 2
-    assert "more than the 5% that are let pass" in capsys.readouterr().err
+    assert "more than the 5% that max_broken allows" in capsys.readouterr().err
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -325,10 +325,10 @@ def test_a_hub_data_set_is_trained_on_and_one_that_is_not_there_is_the_users_mis
     out = ["--out", str(tmp_path / "v.png"), *SMALL]
     lines = [pretrain("hf://someone/things", tmp_path / "run")]
     lines += [["views", name, *out] for name in ("hf://someone/things:test", "hf://someone/else")]
-    statuses, told = commands(lines, hub)
-    assert statuses == [0, 0, 2], told
-    assert "cannot open hf://someone/else" in told
-    assert "Traceback" not in told
+    statuses, output = commands(lines, hub)
+    assert statuses == [0, 0, 2], output
+    assert "cannot open hf://someone/else" in output
+    assert "Traceback" not in output
 
 
 def test_a_hub_data_set_larger_than_the_disk_is_read_where_it_is(
@@ -336,8 +336,8 @@ def test_a_hub_data_set_larger_than_the_disk_is_read_where_it_is(
 ) -> None:
     train = pretrain("hf://someone/things", tmp_path / "run", "--workers", "2")
     picture = ["views", "hf://someone/things:test", "--out", str(tmp_path / "v.png"), *SMALL]
-    statuses, told = commands([train, picture], hub, NO_SPACE)
-    assert statuses == [0, 0], told
+    statuses, output = commands([train, picture], hub, NO_SPACE)
+    assert statuses == [0, 0], output
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
     assert not [path for path in Hub.downloaded if path.endswith(".parquet")]
 
@@ -347,6 +347,6 @@ def test_a_source_that_is_not_there_is_the_users_mistake(
     tmp_path: Path, source: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["views", source, "--out", str(tmp_path / "v.png")]) == 2
-    told = capsys.readouterr().err.strip()
-    assert source.partition("::")[0] in told
-    assert "\n" not in told
+    output = capsys.readouterr().err.strip()
+    assert source.partition("::")[0] in output
+    assert "\n" not in output

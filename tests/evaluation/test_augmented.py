@@ -5,15 +5,16 @@ import torch
 
 import barlow
 from barlow.data import open_source
+from barlow.errors import UserError
 from barlow.evaluation.augmented import augmented_probe
 from barlow.evaluation.sgd import RATES
-from barlow.evaluation.task import Part
+from barlow.evaluation.task import LabelledImages
 
 
 @pytest.fixture(scope="module")
 def part():
     source = open_source("mnist5k", "train", in_chans=1, limit=300)
-    return Part(source, torch.arange(300), source.labels)
+    return LabelledImages(source, torch.arange(300), source.labels)
 
 
 def test_it_learns_and_repeats_itself(encoder, part, digits):
@@ -38,6 +39,17 @@ def test_the_encoder_is_left_as_it_was(encoder, part):
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
     augmented_probe(encoder, part, 10, epochs=1, views="digits")
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+    assert all(module.training for module in encoder.modules())
+
+
+def test_an_error_leaves_the_encoder_as_it_was(encoder, part, monkeypatch):
+    def refuse(*_):
+        raise UserError("too many images are broken")
+
+    monkeypatch.setattr("barlow.evaluation.augmented.CroppedImages.draw", refuse)
+    encoder = copy.deepcopy(encoder).train()
+    with pytest.raises(UserError, match="too many images"):
+        augmented_probe(encoder, part, 10, epochs=1, views="digits")
     assert all(module.training for module in encoder.modules())
 
 

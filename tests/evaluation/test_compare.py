@@ -434,6 +434,6 @@ def test_no_health_is_better(tmp_path):
 
 def test_shares_are_told_in_percent():
     differences = [Difference("linear", "x", f"val_{m}", 0.5, 0.75) for m in ("recall", "r2")]
-    told = str(Comparison("a", "b", tuple(differences)))
-    assert "75.00%" in told
-    assert "0.75" in told.splitlines()[-1]
+    text = str(Comparison("a", "b", tuple(differences)))
+    assert "75.00%" in text
+    assert "0.75" in text.splitlines()[-1]

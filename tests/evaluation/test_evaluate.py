@@ -76,11 +76,11 @@ def test_the_linear_classifier_is_kept_as_it_was_measured(encoder, tmp_path):
     result = barlow.evaluate(encoder, "mnist5k", out=out, **options)
     assert predict(out, "mnist5k::test", str(tmp_path / "p.csv"), limit=300) == 300
     with open(tmp_path / "p.csv", newline="") as file:
-        told = [int(row["class"]) for row in csv.DictReader(file)]
+        predicted = [int(row["class"]) for row in csv.DictReader(file)]
     labels = open_source("mnist5k", "test", in_chans=1, limit=300).labels
     correct = unpack(result["with pretraining"].correct[0], 300)
     # The stem is stored for timm and computed back, so a tie may fall the other way.
-    assert ((torch.tensor(told) == labels) == correct).float().mean() > 0.99
+    assert ((torch.tensor(predicted) == labels) == correct).float().mean() > 0.99
     assert "out" not in result.settings
 
 
@@ -93,7 +93,7 @@ def test_no_classifier_is_kept_where_it_cannot_be(encoder, pixels, folders, tmp_
         barlow.evaluate(encoder, source, out=source)
     with pytest.raises(NotADirectoryError, match="file/model"):
         barlow.evaluate(encoder, source, out=str(tmp_path / "file" / "model"))
-    with pytest.raises(UserError, match="these labels are tags: leave --out away"):
+    with pytest.raises(UserError, match="to save, and these are tags: drop --out"):
         barlow.evaluate(encoder, source, labels=str(tmp_path / "tags.csv"), out=new)
     with pytest.raises(UserError, match="does not say how it was built"):
         barlow.evaluate(pixels, source, out=new)

@@ -1,7 +1,5 @@
 import copy
-import hashlib
 import os
-import threading
 
 import pytest
 import torch
@@ -9,11 +7,12 @@ from PIL import Image
 from torch import nn
 
 from barlow.data import Preprocess, Source, open_source
+from barlow.data.fingerprints import content_hash
 from barlow.data.source import Table
 from barlow.encoders import create_encoder
 from barlow.errors import UserError
-from barlow.evaluation import features, kept
-from barlow.evaluation.features import extract, features_of
+from barlow.evaluation import feature_cache, features
+from barlow.evaluation.features import evaluating, extract, features_of
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +29,20 @@ def test_the_encoder_is_left_as_it_was(encoder, source, mode):
     assert "bn1.running_mean" in before
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert all(module.training == mode for module in encoder.modules())
+
+
+def test_every_module_is_in_the_mode_it_had_even_after_an_error():
+    module = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout())
+    module[0].eval()
+
+    def fail():
+        with evaluating(module):
+            assert not any(part.training for part in module.modules())
+            raise UserError("stop")
+
+    with pytest.raises(UserError, match="stop"):
+        fail()
+    assert [part.training for part in module.modules()] == [True, False, True]
 
 
 def test_features_do_not_depend_on_the_batch(encoder, source):
@@ -104,13 +117,13 @@ def test_files_that_are_missing_are_left_out_and_any_name_is_a_name(encoder, tmp
     source = Source("list", Table(paths, ["0", "1", "2", "3"]), 1, max_broken=0.5)
     _, rows = features_of(encoder, source, cache=tmp_path / "cache")
     assert rows.tolist() == [1, 2]
-    before = kept.content_of(source)
+    before = content_hash(source)
     (tmp_path / "nowhere.png").write_bytes((tmp_path / "a.png").read_bytes())
-    assert kept.content_of(source) != before, "an image that is there again is another"
+    assert content_hash(source) != before, "an image that is there again is another"
 
 
 def test_the_cache_stays_bounded(encoder, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(kept, "_BYTES", 6_000)
+    monkeypatch.setattr(feature_cache, "_BYTES", 6_000)
     for limit in (10, 20, 30, 40):
         part = open_source("mnist5k", "test", in_chans=1, limit=limit)
         features_of(encoder, part, cache=tmp_path)
@@ -216,33 +229,12 @@ def test_an_image_that_can_be_read_again_is_no_longer_left_out(pixels, noise, tm
 
 def test_features_that_somebody_else_kept_are_read(source, tmp_path, monkeypatch, caplog):
     path = tmp_path / "kept.safetensors"
-    kept.keep(path, torch.eye(3), torch.arange(3))
+    feature_cache.save(path, torch.eye(3), torch.arange(3))
 
     def refuse(*_):
         raise PermissionError("not yours")
 
     monkeypatch.setattr(os, "utime", refuse)
-    x, _ = kept.read(path)
+    x, _ = feature_cache.load(path)
     assert torch.equal(x, torch.eye(3))
     assert not caplog.text
-
-
-def test_many_files_are_asked_at_a_time_in_order(noise, monkeypatch):
-    source = open_source(str(noise), in_chans=1)
-    (noise / "test" / "a" / "03.png").unlink()
-    digest = hashlib.sha256(b"80 1")
-    for raw in source.records:
-        digest.update(os.fsencode(f"{raw} {kept.state_of(raw)}\n"))
-    expected = digest.hexdigest()[:16]
-    assert kept.content_of(source) == expected
-    assert list(kept.states_of(source)) == [kept.state_of(raw) for raw in source.records]
-    together, state_of = threading.Barrier(4, timeout=5), kept.state_of
-
-    def met(file):
-        together.wait()
-        return state_of(file)
-
-    monkeypatch.setattr(kept, "_TOGETHER", 1)
-    monkeypatch.setattr(kept, "state_of", met)
-    assert kept.content_of(source) == expected
-    assert set(kept.states_of(_digits(3))) == {""}

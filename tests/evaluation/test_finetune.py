@@ -7,10 +7,11 @@ import barlow
 from barlow.data import eval_batches, open_source
 from barlow.errors import TrainingError, UserError
 from barlow.evaluation.classifier import load_classifier, predict
+from barlow.evaluation.crops import CroppedImages, geometric_views
 from barlow.evaluation.finetune import _Training, choose_rate, finetune
 from barlow.evaluation.result import unpack
 from barlow.evaluation.task import open_task
-from barlow.evaluation.tuning import Images, geometry, tune
+from barlow.evaluation.training import train_classifier
 
 QUICK = {"limit": 300, "labels_per_class": 8, "epochs": 3, "rate": 1e-3, "views": "digits"}
 
@@ -83,8 +84,8 @@ def test_predictions_have_the_probability_of_every_class(tuned, tmp_path):
     images, _ = next(eval_batches(digits, classifier.encoder.preprocess, 20))
     with torch.inference_mode():
         p = classifier(images).softmax(1)
-    told = torch.tensor([[float(share) for share in row[3:]] for row in rows])
-    torch.testing.assert_close(told, p, rtol=0, atol=1e-4)
+    written = torch.tensor([[float(share) for share in row[3:]] for row in rows])
+    torch.testing.assert_close(written, p, rtol=0, atol=1e-4)
     assert [max(row[3:], key=float) for row in rows] == [row[2] for row in rows]
 
 
@@ -123,7 +124,7 @@ def test_images_of_several_sizes_are_tuned_on(encoder, tmp_path):
             pixels = torch.randint(0, 60, (28 + i, 40 - i)) + 150 * c
             Image.fromarray(pixels.to(torch.uint8).numpy()).save(tmp_path / kind / f"{i}.png")
     task = open_task(str(tmp_path), in_chans=1)
-    classifier = tune(
+    classifier = train_classifier(
         encoder, task.train, task.names, rate=1e-3, epochs=2, batch_size=3, seed=0, views="small"
     )
     assert not classifier.training
@@ -176,14 +177,16 @@ def test_what_cannot_be_predicted_with_or_to_is_named(tuned, tmp_path):
 
 
 def test_what_a_run_changed_of_its_views_is_tuned_on_too(encoder):
-    changed = geometry(encoder, "small", {"horizontal_flip": 0.0, "rotation": 5.0, "jitter": 1.0})
+    changed = geometric_views(
+        encoder, "small", {"horizontal_flip": 0.0, "rotation": 5.0, "jitter": 1.0}
+    )
     first = changed.settings[0]
     assert (first.horizontal_flip, first.rotation, first.jitter) == (0.0, 5.0, 0.0)
-    assert geometry(encoder, "small").settings[0].horizontal_flip == 0.5
+    assert geometric_views(encoder, "small").settings[0].horizontal_flip == 0.5
 
 
 def test_a_run_without_mirroring_is_evaluated_without(encoder, tmp_path, monkeypatch):
-    from barlow.evaluation import augmented, tuning
+    from barlow.evaluation import augmented, training
     from barlow.share import save_encoder
 
     save_encoder(encoder, tmp_path / "encoder")
@@ -193,36 +196,36 @@ def test_a_run_without_mirroring_is_evaluated_without(encoder, tmp_path, monkeyp
     seen = []
 
     def record(*given):
-        seen.append(geometry(*given).settings[0].horizontal_flip)
-        return geometry(*given)
+        seen.append(geometric_views(*given).settings[0].horizontal_flip)
+        return geometric_views(*given)
 
-    for room in (augmented, tuning):
-        monkeypatch.setattr(room, "geometry", record)
+    for room in (augmented, training):
+        monkeypatch.setattr(room, "geometric_views", record)
     options = {"limit": 60, "epochs": 1}
     barlow.evaluate(tmp_path, "mnist5k", augment=True, **options)
     options |= {"protocol": "finetune", "seeds": 1, "rate": 1e-3}
-    told = [barlow.evaluate(tmp_path, "mnist5k", views=v, **options) for v in (None, "small")]
+    results = [barlow.evaluate(tmp_path, "mnist5k", views=v, **options) for v in (None, "small")]
     assert seen == [0, 0, 0.5]
-    assert ["view1" in result.settings for result in told] == [True, False]
+    assert ["view1" in result.settings for result in results] == [True, False]
 
 
 def test_views_are_finished_where_the_encoder_is(encoder):
     task = open_task("mnist5k", in_chans=1, limit=20)
-    views, seen = geometry(encoder, "digits").to("meta"), []
+    views, seen = geometric_views(encoder, "digits").to("meta"), []
 
     def record(*given):
         seen.extend(crops.device.type for crops in given[:2])
         return given[:2]
 
     views.finish = record
-    Images(task.train, views).draw(torch.arange(4), 0, 0)
+    CroppedImages(task.train, views).draw(torch.arange(4), 0, 0)
     assert seen == ["meta", "meta"]
 
 
 def test_a_place_that_cannot_be_written_is_told_before_any_training(
     pixels, noise, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("barlow.evaluation.finetune.tune", None)
+    monkeypatch.setattr("barlow.evaluation.finetune.train_classifier", None)
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         finetune(pixels, str(noise), out=str(tmp_path / "file" / "model"), rate=1e-3)
@@ -235,15 +238,15 @@ def test_a_mistake_leaves_no_folder_behind(pixels, noise, tmp_path):
 
 
 def test_a_crop_keeps_as_much_of_the_image_as_is_asked_for(pixels, noise, monkeypatch):
-    from barlow.evaluation import tuning
+    from barlow.evaluation import training
 
     seen = []
 
     def record(*given):
-        seen.append(geometry(*given).settings[0].crop_scale)
-        return geometry(*given)
+        seen.append(geometric_views(*given).settings[0].crop_scale)
+        return geometric_views(*given)
 
-    monkeypatch.setattr(tuning, "geometry", record)
+    monkeypatch.setattr(training, "geometric_views", record)
     options = {"seeds": 1, "epochs": 1, "rate": 1e-3, "views": "small"}
     for crop in (None, 0.7):
         finetune(pixels, str(noise), crop=crop, **options)
@@ -257,7 +260,7 @@ def test_of_few_defects_the_rate_that_finds_them_is_chosen(pixels, noise, monkey
         top1, recall = found[rate]
         return {"val_loss": 1.0, "val_top1": top1, "val_recall": recall}, None, None
 
-    monkeypatch.setattr("barlow.evaluation.finetune._tuned", lambda *given: given[3])
+    monkeypatch.setattr("barlow.evaluation.finetune._train", lambda *given: given[3])
     monkeypatch.setattr("barlow.evaluation.finetune._measure", measure)
     training = _Training(1, 64, "small", {}, ["good", "defect"])
     part = open_task(str(noise), in_chans=1).train

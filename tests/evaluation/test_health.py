@@ -6,11 +6,13 @@ import torch
 
 import barlow
 from barlow import validation
-from barlow.data import open_source
+from barlow.data import Source, open_source
+from barlow.data.source import Table
 from barlow.errors import UserError
 from barlow.evaluation import health as room
 from barlow.evaluation.features import extract
 from barlow.evaluation.spectrum import rankme, spectrum
+from barlow.views import TwoViews
 
 
 def health(encoder, source="mnist5k", **options):
@@ -44,6 +46,14 @@ def test_the_encoder_is_left_as_it_was(encoder):
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
     health(encoder, images=20, views=2, preset="digits")
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+    assert all(module.training for module in encoder.modules())
+
+
+def test_an_error_leaves_the_encoder_as_it_was(encoder):
+    encoder = copy.deepcopy(encoder).train()
+    broken = Source("broken", Table([b"", b""], ["0", "1"]), 1)
+    with pytest.raises(UserError, match="images are broken"):
+        room._features_of_views(encoder, broken, TwoViews(20, "digits", in_chans=1), 2, 0)
     assert all(module.training for module in encoder.modules())
 
 

@@ -96,7 +96,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_a_vote_among_many_classes_counts_as_any_and_stays_small():
-    from barlow.validation import health
+    from barlow.validation import health_metrics
 
     random = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 1000, (1200,), generator=random)
@@ -108,7 +108,7 @@ def test_a_vote_among_many_classes_counts_as_any_and_stays_small():
     one_hot = F.one_hot(classes[rows.gather(1, order)]).float()
     expected = (vote(similarity, one_hot, 0.07, 20).argmax(1) == classes).float().mean()
     with Largest() as largest:
-        found = health(y, y, labels)["knn_top1"]
+        found = health_metrics(y, y, labels)["knn_top1"]
     assert 0.1 < found < 0.9
     assert found == float(expected)
     assert largest.elements <= 1200 * 1200  # all similarities

@@ -14,7 +14,7 @@ from barlow.evaluation.labels import read_labels
 from barlow.evaluation.metrics import mean_average_precision, r2
 from barlow.evaluation.regression import ridge_probe, tag_probe
 from barlow.evaluation.result import Result
-from barlow.evaluation.task import Part, Task, open_task
+from barlow.evaluation.task import LabelledImages, Task, open_task
 
 IDS = ["a/1.png", "a/2.png", "b/3.png", "b/4.png"]
 
@@ -158,8 +158,8 @@ def test_lines_without_an_image_and_without_a_value_are_left_out_and_counted(lab
         ("file,\n1.png,a\n", "auto", "has one column"),
         ("file,x\n1.png,1.5\n2.png,NA\n", "auto", "'NA' in column x is .* leave the cell empty"),
         ("file,x\n1.png,3\n2.png,#N/A\n", "auto", "'#N/A' in column x .*or give --kind classes"),
-        ('file,x\n1.png,"3,5"\n2.png,4\n', "auto", "'3,5' in column x .*a point for a comma"),
-        ("file;x\n1.png;3,5\n2.png;4,25\n", "auto", "'3,5' in column x .*a point for a comma"),
+        ('file,x\n1.png,"3,5"\n2.png,4\n', "auto", "'3,5' in column x .*use a decimal point"),
+        ("file;x\n1.png;3,5\n2.png;4,25\n", "auto", "'3,5' in column x .*use a decimal point"),
         ("file,x\n1.png,NA\n2.png,1.5\n", "numbers", "'NA' in column x .*leave the cell empty"),
         ("file,x,y\n1.png,a,b\n", "auto", "'a' in column x .*; or keep only one of x, y"),
         ("file,p,q\n1.png,a,b\n", "classes", "found p, q"),
@@ -325,11 +325,11 @@ def test_a_source_written_in_another_way_is_the_same(pictures, tmp_path, monkeyp
 
 def test_a_class_that_no_training_image_has_is_not_the_one_with_the_fewest():
     source = open_source("mnist5k", "test", in_chans=1, limit=5)
-    part = Part(source, torch.arange(5), torch.tensor([1, 2, 1, 2, 2]))
-    task = Task(part, part, ["zero", "one", "two"])
-    assert task.few(None, 2, 0).train.y.bincount().tolist() == [0, 2, 2]
+    images = LabelledImages(source, torch.arange(5), torch.tensor([1, 2, 1, 2, 2]))
+    task = Task(images, images, ["zero", "one", "two"])
+    assert task.with_few_labels(None, 2, 0).train.y.bincount().tolist() == [0, 2, 2]
     with pytest.raises(UserError, match="class 'one' of mnist5k has only 2: ask for 2 or"):
-        task.few(None, 3, 0)
+        task.with_few_labels(None, 3, 0)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from barlow.assembly import held_out
+from barlow.assembly import validation_images
 
 SECTIONS = [
     "worth",
@@ -91,7 +91,7 @@ def test_pointing_at_the_map_shows_the_image_and_at_a_curve_its_values(run, open
     on = page.locator(".map circle.on")
     index = on.evaluate("point => [...point.parentNode.children].indexOf(point)")
     text = tip.inner_text()
-    assert text.endswith(held_out(run.settings()).ids[index])
+    assert text.endswith(validation_images(run.settings()).ids[index])
     assert "url(" in tip.locator("i").evaluate("i => i.style.backgroundImage")
     page.locator(".map svg").focus()
     page.keyboard.press("ArrowRight")
@@ -104,7 +104,7 @@ def test_pointing_at_the_map_shows_the_image_and_at_a_curve_its_values(run, open
 def test_a_class_can_be_picked_out_of_the_map(run, open_page):
     page = open_page(run.report_file.as_uri())
     page.locator(".keys button", has_text="3").click()
-    labels = held_out(run.settings()).labels
+    labels = validation_images(run.settings()).labels
     assert page.locator(".map circle.kept").count() == int((labels == 3).sum()) > 0
 
 

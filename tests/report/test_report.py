@@ -13,15 +13,15 @@ from barlow.assembly import training_images
 from barlow.checkpoint import load_last, save_last
 from barlow.cli.options import add_options, new_parser, parse
 from barlow.command import command
-from barlow.correlation import first_model, start_and_now
+from barlow.correlation_matrices import initial_and_current, initial_model
 from barlow.data.decode import Picture
 from barlow.errors import UserError
 from barlow.evaluation.result import Result, Row
 from barlow.report import write_report
+from barlow.report.analysis import analyse
 from barlow.report.charts import Series, chart
 from barlow.report.facts import collect
 from barlow.report.pictures import _worst
-from barlow.report.seen import look
 from barlow.report.watch import _Page
 from barlow.run import Run
 from barlow.settings import Settings
@@ -100,7 +100,7 @@ def photographs(tmp_path, monkeypatch):
     run = Run(tmp_path / "run")
     run.path.mkdir()
     run.config_file.write_text(yaml.safe_dump(settings.to_dict()))
-    save_last(run.last_checkpoint, {"model": first_model(settings).state_dict()})
+    save_last(run.last_checkpoint, {"model": initial_model(settings).state_dict()})
 
     def heard(picture, reduction=1):
         pixels = decode(picture, reduction)
@@ -113,18 +113,18 @@ def photographs(tmp_path, monkeypatch):
 
 def test_photographs_are_decoded_no_larger_than_they_are_shown(photographs):
     run, sides = photographs
-    seen = look(run)
-    by_the_encoder, beside_their_views = 2 * 20, len(seen.views)
+    analysis = analyse(run)
+    by_the_encoder, beside_their_views = 2 * 20, len(analysis.views)
     assert sides.count(800) <= by_the_encoder + beside_their_views
     assert {side for side in sides if side < 800} == {100, 200}
-    assert seen.neighbours[0][0].picture.size == (96, 72)
-    assert seen.mapped[0].picture.size == (40, 30)
+    assert analysis.neighbours[0][0].picture.size == (96, 72)
+    assert analysis.mapped[0].picture.size == (40, 30)
 
 
 def test_the_matrix_of_photographs_is_of_crops_as_the_training_decodes_them(photographs):
     run, sides = photographs
     state = load_last(run.last_checkpoint)
-    start, now = start_and_now(run.settings(), state, training_images(run.settings()))
+    start, now = initial_and_current(run.settings(), state, training_images(run.settings()))
     assert sides == [100] * 20, "once for both matrices"
     assert torch.equal(start, now)
     assert start.shape == (16, 16)
@@ -133,11 +133,11 @@ def test_the_matrix_of_photographs_is_of_crops_as_the_training_decodes_them(phot
 def test_classes_that_no_image_has_are_left_out(photographs):
     run, _ = photographs
     assert len(training_images(run.settings()).classes) == 102
-    seen = look(run)
-    assert seen.classes == ["cat", "dog"]
-    assert seen.confusion.shape == (2, 2)
-    assert seen.confusion.sum() == len(seen.mapped)
-    assert {image.label for image in seen.mapped} == {"cat", "dog"}
+    analysis = analyse(run)
+    assert analysis.classes == ["cat", "dog"]
+    assert analysis.confusion.shape == (2, 2)
+    assert analysis.confusion.sum() == len(analysis.mapped)
+    assert {image.label for image in analysis.mapped} == {"cat", "dog"}
 
 
 def test_the_worst_pairs_of_many_classes_are_listed():
@@ -157,7 +157,7 @@ def test_what_macos_leaves_beside_a_result_is_none(tmp_path):
     (run.path / "evaluation" / "._linear.json").write_bytes(b"\0\5\x16\7")
     assert collect(run).results == [result]
     assert _Page(run).version() == version
-    encoder = first_model(Settings("mnist5k", "resnet10t", projector=[8])).encoder
+    encoder = initial_model(Settings("mnist5k", "resnet10t", projector=[8])).encoder
     assert "90.00%" in model_card(encoder, str(run.path), "owner/name", "mit")
 
 

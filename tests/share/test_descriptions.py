@@ -72,7 +72,7 @@ def test_what_is_described_as_it_should_be_loads(written):
 
 @pytest.mark.parametrize("written", [name for name in WRITERS if name != "timms"], indirect=True)
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda d: d["encoder"].update(new_field=1), "new_field"),
         (lambda d: d["encoder"].pop("in_chans"), "in_chans"),
@@ -81,9 +81,9 @@ def test_what_is_described_as_it_should_be_loads(written):
         (lambda d: d.update(encoder=[]), ""),
     ],
 )
-def test_a_description_of_another_version_is_refused(written, change, told):
+def test_a_description_of_another_version_is_refused(written, change, message):
     place = written(change)
-    words = f"{re.escape(str(place))} is .* another version of barlow: .*{told}"
+    words = f"{re.escape(str(place))} is .* another version of barlow: .*{message}"
     with pytest.raises(UserError, match=words):
         load_encoder(place)
 

@@ -160,20 +160,20 @@ def test_a_classifier_gives_scores_to_onnx(model, tmp_path, preprocess):
     given = images if preprocess else prepared
     (scores,) = session.run(["scores"], {"images": given.numpy()})
     np.testing.assert_allclose(scores, classifier(prepared).numpy(), atol=1e-4)
-    told = json.loads(session.get_modelmeta().custom_metadata_map["barlow"])
-    assert told["classes"] == ["good", "scratch", "dent"]
-    assert told["encoder"]["name"] == "resnet18"
+    metadata = json.loads(session.get_modelmeta().custom_metadata_map["barlow"])
+    assert metadata["classes"] == ["good", "scratch", "dent"]
+    assert metadata["encoder"]["name"] == "resnet18"
 
 
 @torch.no_grad()
 def test_a_classifier_gives_scores_to_torch_export(model, tmp_path):
     export(load_classifier(model), "torch-export", str(tmp_path / "prod.pt2"), preprocess=True)
-    told = {"barlow": ""}
-    program = torch.export.load(tmp_path / "prod.pt2", extra_files=told)
+    metadata = {"barlow": ""}
+    program = torch.export.load(tmp_path / "prod.pt2", extra_files=metadata)
     images, classifier = pictures(5, 3, 61, 40), load_classifier(model)
     wanted = classifier(classifier.preprocess.prepare(images))
     torch.testing.assert_close(program.module()(images), wanted, rtol=0, atol=1e-4)
-    assert json.loads(told["barlow"])["classes"] == ["good", "scratch", "dent"]
+    assert json.loads(metadata["barlow"])["classes"] == ["good", "scratch", "dent"]
 
 
 @pytest.mark.parametrize(("format", "out"), [("timm", "e"), ("safetensors", "e.safetensors")])
@@ -198,18 +198,18 @@ def test_a_graph_that_computes_something_else_is_not_written(encoder, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("format", "name", "options", "told"),
+    ("format", "name", "options", "message"),
     [
         ("timm", "there", {}, "is there already"),
         ("keras", "e", {}, "no format 'keras': there are timm, safetensors"),
         ("onnx", "e.pb", {}, "name it e.onnx"),
-        ("safetensors", "e.safetensors", {"preprocess": True}, "leave --preprocess to onnx"),
-        ("torch-export", "e.pt2", {"half": True}, "leave --half to timm and safetensors"),
+        ("safetensors", "e.safetensors", {"preprocess": True}, "--preprocess works only with onnx"),
+        ("torch-export", "e.pt2", {"half": True}, "--half works only with timm and safetensors"),
     ],
 )
-def test_a_mistake_writes_nothing(encoder, tmp_path, format, name, options, told):
+def test_a_mistake_writes_nothing(encoder, tmp_path, format, name, options, message):
     (tmp_path / "there").mkdir()
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         export(encoder, format, str(tmp_path / name), **options)
     assert [p.name for p in tmp_path.rglob("*")] == ["there"]
 

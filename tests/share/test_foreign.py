@@ -17,7 +17,7 @@ import barlow
 from barlow.errors import UserError
 from barlow.share import save_encoder
 from barlow.share.exporting import export
-from barlow.share.loading import load
+from barlow.share.loading import load_with_projector
 from barlow.share.pushing import push
 
 IMAGES = 64
@@ -160,7 +160,7 @@ def test_an_encoder_of_another_project_computes_what_it_did_there(
     theirs = resnet18(padding)
     path, projector = write(theirs, tmp_path, monkeypatch)
     monkeypatch.undo()  # nothing of the project is there any more
-    loaded = load(path)
+    loaded = load_with_projector(path)
     view = torch.randn(2, 3, IMAGES, IMAGES)
     assert torch.equal(loaded.encoder(view), theirs(view))
     assert f"a checkpoint of {project}: resnet18" in loaded.origin
@@ -327,8 +327,8 @@ def test_the_dilated_resnet_of_a_segmentation_is_not_taken(resnet18, tmp_path):
 def test_a_projector_of_another_kind_is_left_out(resnet18, tmp_path, beside):
     encoder = resnet18()
     parts = {"encoder": encoder, "projector": mlp(512, 32, 32)}
-    assert load(saved(tmp_path, parts)).projector
-    assert not load(saved(tmp_path, parts | beside)).projector
+    assert load_with_projector(saved(tmp_path, parts)).projector
+    assert not load_with_projector(saved(tmp_path, parts | beside)).projector
 
 
 def small_vit(heads):
@@ -427,9 +427,9 @@ def test_weights_that_do_not_fit_are_refused_with_the_reason(resnet18, tmp_path)
         },
         "holds no weights": {"epoch": 3},
     }
-    for told, weights in cases.items():
+    for message, weights in cases.items():
         torch.save(weights, tmp_path / "weights.pth")
-        with pytest.raises(UserError, match=told.replace("(", r"\(").replace(")", r"\)")):
+        with pytest.raises(UserError, match=message.replace("(", r"\(").replace(")", r"\)")):
             barlow.load_encoder(tmp_path / "weights.pth")
 
 

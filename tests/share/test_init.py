@@ -34,15 +34,15 @@ def test_pretraining_starts_from_encoder_and_projector_of_the_original_code(orig
     path, backbone, projector = original
     widths = {"projector": [32, 32, 32], "channels": 3, "image_size": 32}
     model, _ = build_model(Settings.of("mnist5k", init=str(path), **widths))
-    told = model.encoder.origin.splitlines()
+    origin = model.encoder.origin.splitlines()
     for part, theirs in ((model.encoder, backbone), (model.projector, projector)):
         for name, value in theirs.state_dict().items():
             assert torch.equal(part.state_dict()[name], value), name
-    assert "facebookresearch/barlowtwins" in told[0]
-    assert told[1] == "the projector too starts from the file: 512-32-32-32"
+    assert "facebookresearch/barlowtwins" in origin[0]
+    assert origin[1] == "the projector too starts from the file: 512-32-32-32"
 
     run = barlow.pretrain("mnist5k", tmp_path / "run", init=str(path), **{**TINY, **widths})
-    assert all(line in run.log_file.read_text() for line in told)
+    assert all(line in run.log_file.read_text() for line in origin)
 
 
 def test_a_projector_of_other_widths_starts_anew_and_that_is_said(original):

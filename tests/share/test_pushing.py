@@ -21,7 +21,7 @@ from barlow.evaluation.result import Result, Row
 from barlow.run import Run
 from barlow.settings import Settings
 from barlow.share import load_encoder, save_encoder
-from barlow.share.card import _NOT_TOLD
+from barlow.share.card import _OMITTED
 from barlow.share.pushing import push
 
 TINY = {
@@ -120,9 +120,9 @@ def test_the_command_on_the_card_makes_the_same_settings(run, card_of):
     parser = new_parser("pretrain", "")
     parser.add_argument("--out")
     add_options(parser, Settings)
-    told = parse(parser, shlex.split(line)[2:])
+    parsed = parse(parser, shlex.split(line)[2:])
     for name, value in (run.settings().to_dict() | settings | {"init": "runs/first"}).items():
-        assert name in _NOT_TOLD or told[name] == value, name
+        assert name in _OMITTED or parsed[name] == value, name
     assert "wandb" not in card
 
 
@@ -197,8 +197,8 @@ def hub(serve):
                 if line["key"] == "file":
                     files[line["value"]["path"]] = b64decode(line["value"]["content"])
         url = f"http://{headers['Host']}/someone/digits"
-        told = {"id": "someone/digits", "sha": "0", "siblings": [], "url": url}
-        return told | {"commitUrl": f"{url}/commit/0", "commitOid": "0"}, 200, {}
+        answered = {"id": "someone/digits", "sha": "0", "siblings": [], "url": url}
+        return answered | {"commitUrl": f"{url}/commit/0", "commitOid": "0"}, 200, {}
 
     address, asked = serve(answer)
     return asked, files, address

@@ -89,9 +89,9 @@ def test_plain_timm_computes_the_small_stem_on_the_enlarged_image(tmp_path, stem
 
 
 def test_anybodys_timm_folder_loads(tmp_path):
-    told = {"interpolation": "bicubic", "crop_pct": 0.9}
+    pretrained_cfg = {"interpolation": "bicubic", "crop_pct": 0.9}
     model = timm.create_model(
-        "resnet18", num_classes=10, channels=[8, 16, 24, 32], pretrained_cfg_overlay=told
+        "resnet18", num_classes=10, channels=[8, 16, 24, 32], pretrained_cfg_overlay=pretrained_cfg
     ).eval()
     timm.models.save_for_hf(model, str(tmp_path), safe_serialization=True)
     encoder = load_encoder(tmp_path)

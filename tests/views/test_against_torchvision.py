@@ -124,7 +124,7 @@ def test_rotation_shift_zoom_and_shear_are_torchvisions():
     images = pictures(8).float() / 255
     settings = ViewSettings(rotation=40, translation=0.25, zoom=(0.5, 2.0), shear=30)
     draws = torch.rand(8, 5, generator=torch.Generator().manual_seed(0))
-    ours = geometry.turn(images, settings, draws)
+    ours = geometry.affine(images, settings, draws)
     for image, draw, got in zip(images, draws, ours, strict=True):
         angle, right, down, shear = ((2 * draw - 1)[[0, 1, 2, 4]]).tolist()
         expected = TF.affine(

@@ -1,15 +1,25 @@
 """The command `barlow`; the only part of the package that parses arguments or prints."""
 
-import errno
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from barlow.cli.options import add_options, new_parser, options_of, parse, peek
-from barlow.cli.terminal import print_table, reporter, tell
-from barlow.errors import TrainingError, UserError, one_line
+from barlow.cli.exit_status import DONE, run_and_report
+from barlow.cli.options import (
+    add_options,
+    call_with_options,
+    command_parser,
+    help_of,
+    new_parser,
+    parse,
+    peek,
+    settings_defaults,
+)
+from barlow.cli.terminal import log_to_stderr, print_table, reporter
+from barlow.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from barlow.progress import Reporter
@@ -17,7 +27,6 @@ if TYPE_CHECKING:
 
 Command = Callable[[list[str]], None]  # given the arguments after its name
 
-DONE, FAILED, USER_MISTAKE = 0, 1, 2
 _IN_BATCHES = ("pretrain", "evaluate", "transfer", "predict", "embed")  # with --batch-size
 
 
@@ -40,55 +49,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return DONE
     name, *rest = arguments
-    tell()
-    try:
-        if name not in COMMANDS:
-            near = get_close_matches(name, COMMANDS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
-            raise UserError(f"no command {name!r}: {hint}")
-        COMMANDS[name](rest)
-    except UserError as error:
-        return _fail(error, USER_MISTAKE)
-    except TrainingError as error:
-        return _fail(error, FAILED)
-    except KeyboardInterrupt:
-        return _fail("interrupted", FAILED)
-    except BrokenPipeError:
-        return FAILED
-    except OSError as error:
-        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        place = error.filename or "the disk"
-        what = f"cannot use {place} ({error.strerror}): give another place, or mend it"
-        return _fail(what, USER_MISTAKE)
-    except Exception as error:
-        if name not in _IN_BATCHES:
-            raise
-        from barlow.pretraining import out_of_memory
+    log_to_stderr()
+    return run_and_report(partial(_run, name, rest), in_batches=name in _IN_BATCHES)
 
-        if not out_of_memory(error):
-            raise
-        what = "this does not fit in memory: give a smaller --batch-size, or --limit the images"
-        return _fail(what, FAILED)
-    return DONE
+
+def _run(name: str, argv: list[str]) -> None:
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
+        raise UserError(f"no command {name!r}: {hint}")
+    COMMANDS[name](argv)
 
 
 def _pretrain(argv: list[str]) -> None:
     """Pretrain an encoder on unlabelled images."""
     from barlow.settings import Settings, recipe_names
 
-    parser = new_parser("pretrain", _help(_pretrain))
+    parser = command_parser(_pretrain)
     parser.add_argument("--out", type=str, required=True, help="folder of the run")
     names = ", ".join(recipe_names())
     parser.add_argument("--recipe", type=str, help=f"recipe of defaults: {names}, or a YAML file")
     parser.add_argument("--quiet", action="store_true", help="print warnings only")
     parser.add_argument("--verbose", action="store_true", help="print every row of metrics.csv")
-    add_options(parser, Settings, _defaults(argv))
+    add_options(parser, Settings, settings_defaults(argv))
     values = parse(parser, argv)
-    out, told = values.pop("out"), reporter(values.pop("quiet"), values.pop("verbose"))
+    out, progress = values.pop("out"), reporter(values.pop("quiet"), values.pop("verbose"))
     del values["recipe"]
-    _train(Settings(**values), out, told)
-    _write_page(out, told)
+    _train(Settings(**values), out, progress)
+    _write_page(out, progress)
 
 
 def _evaluate(argv: list[str]) -> None:
@@ -111,29 +99,29 @@ def _transfer(argv: list[str]) -> None:
     """Evaluate one encoder on several labelled sources, in one table."""
     from barlow.evaluation.transfer import transfer
 
-    print_table(_call(_transfer, transfer, argv))
+    print_table(call_with_options(_transfer, transfer, argv))
 
 
 def _compare(argv: list[str]) -> None:
     """Compare two evaluated runs, or several seeds of each, on the same test images."""
     from barlow.evaluation.compare import compare
 
-    print_table(_call(_compare, compare, argv))
+    print_table(call_with_options(_compare, compare, argv))
 
 
 def _predict(argv: list[str]) -> None:
     """Classify images with a classifier saved by `barlow evaluate --out`."""
     from barlow.evaluation.classifier import predict
 
-    print(f"{_call(_predict, predict, argv)} images classified")
+    print(f"{call_with_options(_predict, predict, argv)} images classified")
 
 
 def _embed(argv: list[str]) -> None:
     """Compute the representation of every image of a source, into one Parquet file."""
     from barlow.embeddings.writing import write_embeddings
 
-    parser = new_parser("embed", _help(_embed))
-    add_options(parser, write_embeddings, leave_out="reporter")
+    parser = command_parser(_embed)
+    add_options(parser, write_embeddings, exclude="reporter")
     write_embeddings(**parse(parser, argv), reporter=reporter())
 
 
@@ -141,8 +129,8 @@ def _search(argv: list[str]) -> None:
     """Find the images most similar to given ones."""
     from barlow.embeddings.search import search_and_show
 
-    parser = new_parser("search", _help(_search))
-    add_options(parser, search_and_show, leave_out="file")
+    parser = command_parser(_search)
+    add_options(parser, search_and_show, exclude="file")
     parser.add_argument("--in", type=str, required=True, help="file written by barlow embed")
     values = parse(parser, argv)
     print_table(search_and_show(file=values.pop("in"), **values))
@@ -152,47 +140,47 @@ def _duplicates(argv: list[str]) -> None:
     """Find near-duplicate images."""
     from barlow.embeddings.duplicates import find_duplicates
 
-    print_table(_call(_duplicates, find_duplicates, argv))
+    print_table(call_with_options(_duplicates, find_duplicates, argv))
 
 
 def _anomalies(argv: list[str]) -> None:
     """Find the images least similar to the training images, or to the rest of their file."""
     from barlow.embeddings.anomalies import find_anomalies
 
-    print_table(_call(_anomalies, find_anomalies, argv))
+    print_table(call_with_options(_anomalies, find_anomalies, argv))
 
 
 def _explore(argv: list[str]) -> None:
     """Show a map of all images in the browser (Embedding Atlas)."""
     from barlow.embeddings.explore import explore
 
-    parser = new_parser("explore", _help(_explore))
-    add_options(parser, explore, leave_out="reporter")
+    parser = command_parser(_explore)
+    add_options(parser, explore, exclude="reporter")
     explore(**parse(parser, argv), reporter=reporter())
 
 
 def _views(argv: list[str]) -> None:
     """Draw images and their two views, to see what the encoder will learn to ignore."""
-    from barlow.assembly import draw
+    from barlow.assembly import draw_source_views
     from barlow.settings import Settings
 
-    parser = new_parser("views", _help(_views))
+    parser = command_parser(_views)
     parser.add_argument("--out", type=str, required=True, help="PNG file to write")
     parser.add_argument("--recipe", type=str, help="recipe to take sizes and views from")
-    shown = ("source", "image_size", "channels", "views", "view1", "view2", "limit", "seed")
-    defaults = _defaults(argv)
-    add_options(parser, Settings, defaults, only=shown)
+    used = ("source", "image_size", "channels", "views", "view1", "view2", "limit", "seed")
+    defaults = settings_defaults(argv)
+    add_options(parser, Settings, defaults, only=used)
     values = parse(parser, argv)
     out = values.pop("out")
     del values["recipe"]
-    print(draw(Settings(**defaults | values), Path(out)))
+    print(draw_source_views(Settings(**defaults | values), Path(out)))
 
 
 def _report(argv: list[str]) -> None:
     """Write a run as an HTML page, or compare several runs in one."""
     from barlow.report import write_report
 
-    print(_call(_report, write_report, argv))
+    print(call_with_options(_report, write_report, argv))
 
 
 def _watch(argv: list[str]) -> None:
@@ -202,7 +190,7 @@ def _watch(argv: list[str]) -> None:
     def started(address: str) -> None:
         print(f"barlow: {address} (Ctrl-C ends it)", flush=True)
 
-    parser = new_parser("watch", _help(_watch))
+    parser = command_parser(_watch)
     add_options(parser, serve, only=("run", "port"))
     serve(**parse(parser, argv), started=started)
 
@@ -212,14 +200,14 @@ def _demo(argv: list[str]) -> None:
     from barlow.evaluation import evaluate
     from barlow.settings import Settings
 
-    parser = new_parser("demo", _help(_demo))
+    parser = command_parser(_demo)
     parser.add_argument("--out", type=str, default="runs/demo", help="folder of the run")
     out = parse(parser, argv)["out"]
-    told = reporter()
-    _train(Settings.of("mnist5k", "demo"), out, told)
+    progress = reporter()
+    _train(Settings.of("mnist5k", "demo"), out, progress)
     print("\nA linear classifier on the frozen encoder, 10 labels a class:\n")
     print_table(evaluate(out, "mnist5k", "mnist5k", labels_per_class=10, baseline="random"))
-    _write_page(out, told)
+    _write_page(out, progress)
     print(f"\nThe run is in {out}; its encoder loads with barlow.load_encoder({out!r})")
 
 
@@ -227,7 +215,7 @@ def _export(argv: list[str]) -> None:
     """Export an encoder for other programs: timm, safetensors, ONNX, torch.export."""
     from barlow.share.exporting import export
 
-    done = _call(_export, export, argv)
+    done = call_with_options(_export, export, argv)
     print(f"wrote {done.path}")
     if done.difference is not None:
         print(f"what it computes differs from PyTorch's by {done.difference:.1e} at most")
@@ -237,7 +225,7 @@ def _push(argv: list[str]) -> None:
     """Upload an encoder to the Hugging Face hub, with a model card."""
     from barlow.share.pushing import push
 
-    done = _call(_push, push, argv)
+    done = call_with_options(_push, push, argv)
     print(f"{done.place}\n")
     for name, size in done.files.items():
         print(f"{size:>12,} {name}")
@@ -264,50 +252,26 @@ COMMANDS: dict[str, Command] = {
 }
 
 
-def _train(settings: "Settings", out: str, told: "Reporter") -> None:
+def _train(settings: "Settings", out: str, progress: "Reporter") -> None:
     from barlow.pretraining import train
 
-    train(settings, out, told)
+    train(settings, out, progress)
 
 
-def _write_page(out: str, told: "Reporter") -> None:
-    from barlow.ranks import first_process
+def _write_page(out: str, progress: "Reporter") -> None:
+    from barlow.ranks import is_main_process
     from barlow.report import write_report
 
-    if not first_process():
+    if not is_main_process():
         return
     try:
-        told.say(f"the page of the run is {write_report([out])}")
+        progress.say(f"the page of the run is {write_report([out])}")
     except Exception as error:  # the training went well, whatever becomes of its page
-        told.warn(f"warning: no page of the run: {one_line(error)}")
-
-
-def _call(
-    command: Callable[[list[str]], None], function: Callable[..., Any], argv: list[str]
-) -> Any:
-    """Call a function with the options made from its signature."""
-    name = next(name for name, run in COMMANDS.items() if run is command)
-    parser = new_parser(name, _help(command))
-    add_options(parser, function)
-    return function(**parse(parser, argv))
-
-
-def _defaults(argv: list[str]) -> dict[str, Any]:
-    """The defaults of the settings, overridden by those of the recipe."""
-    from barlow.settings import Settings, recipe_beside
-
-    recipe = peek(argv, "--recipe")
-    defaults = {name: value for name, _, value, _ in options_of(Settings)}
-    given = ["epochs"] if peek(argv, "--epochs") else []
-    return defaults | (recipe_beside(recipe, given) if recipe else {})
-
-
-def _help(command: Command) -> str:
-    return (command.__doc__ or "").strip()
+        progress.warn(f"warning: no page of the run: {one_line(error)}")
 
 
 def _overview() -> str:
-    lines = [f"  {name:<10} {_help(command)}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<10} {help_of(command)}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: barlow COMMAND ...",
@@ -319,8 +283,3 @@ def _overview() -> str:
             "barlow COMMAND --help lists a command's options.",
         ]
     )
-
-
-def _fail(message: object, status: int) -> int:
-    print(f"barlow: {one_line(message)}", file=sys.stderr)
-    return status

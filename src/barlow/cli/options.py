@@ -70,13 +70,13 @@ def add_options(
     target: Callable[..., Any],
     defaults: dict[str, Any] | None = None,
     only: Iterable[str] | None = None,
-    leave_out: str | None = None,
+    exclude: str | None = None,
 ) -> None:
     """Give a parser the options of a target, with other defaults or only some of them."""
     from jsonargparse import ActionYesNo
 
     for name, kind, default, text in options_of(target):
-        if name == leave_out or (only is not None and name not in only):
+        if name == exclude or (only is not None and name not in only):
             continue
         value = (defaults or {}).get(name, default)
         flag = f"--{name.replace('_', '-')}"
@@ -146,3 +146,32 @@ def peek(argv: list[str], flag: str) -> str | None:
         if given.startswith(f"{flag}="):
             return given.split("=", 1)[1]
     return None
+
+
+def help_of(command: Callable[..., object]) -> str:
+    """What a command does: the docstring of its function."""
+    return (command.__doc__ or "").strip()
+
+
+def command_parser(command: Callable[..., object]) -> "ArgumentParser":
+    """The parser of a command, which has the name of its function without the underscore."""
+    return new_parser(command.__name__.removeprefix("_"), help_of(command))
+
+
+def call_with_options(
+    command: Callable[..., object], function: Callable[..., Any], argv: list[str]
+) -> Any:
+    """Call the function behind a command with the options made from its signature."""
+    parser = command_parser(command)
+    add_options(parser, function)
+    return function(**parse(parser, argv))
+
+
+def settings_defaults(argv: list[str]) -> dict[str, Any]:
+    """The defaults of the settings, overridden by those of the recipe."""
+    from barlow.settings import Settings, recipe_beside
+
+    recipe = peek(argv, "--recipe")
+    defaults = {name: value for name, _, value, _ in options_of(Settings)}
+    given = ["epochs"] if peek(argv, "--epochs") else []
+    return defaults | (recipe_beside(recipe, given) if recipe else {})

@@ -114,8 +114,8 @@ class _ToStderr(logging.Handler):
         print(f"barlow: {record.getMessage()}", file=sys.stderr)
 
 
-def tell() -> None:
-    """From now on, say on stderr what a file of another project holds, and what takes long."""
+def log_to_stderr() -> None:
+    """From now on, log to stderr what a file of another project holds and what takes long."""
     for name in ("barlow.share", "barlow.progress"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)

@@ -65,7 +65,7 @@ def eval_batches(
         return preprocess.normalise(torch.cat(images)) if images else None, good, broken
 
     starts = range(0, len(source), batch_size)
-    if device.type == "cpu" and not source.far:
+    if device.type == "cpu" and not source.is_remote:
         # The encoder wants every core: what decodes beside it only makes its threads wait.
         pool = ThreadPoolExecutor(torch.get_num_threads())
         batches: Iterator[_Read] = (read(start, pool.map) for start in starts)

@@ -99,15 +99,16 @@ def decode(raw: Raw, in_chans: int = 3) -> Tensor:
     return Picture(raw, in_chans).decode()
 
 
-def brightest(raw: Raw, in_chans: int = 3) -> int | None:
+def max_16bit_value(raw: Raw, in_chans: int = 3) -> int | None:
     """The largest value of a 16-bit image; None for any other, of whose file a header is read.
 
     Raises:
         BrokenImage: if it cannot be read.
 
     Example:
-        >>> brightest(np.full((4, 6), 4095, np.uint16)), brightest(np.zeros((4, 6), np.uint8))
-        (4095, None)
+        >>> images = np.full((4, 6), 4095, np.uint16), np.zeros((4, 6), np.uint8)
+        >>> [max_16bit_value(image) for image in images]
+        [4095, None]
     """
     with _reasons():
         if isinstance(raw, Tensor):

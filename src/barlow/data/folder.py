@@ -12,7 +12,7 @@ import numpy as np
 
 from barlow.data.decode import EXTENSIONS, UNREAD
 from barlow.data.source import Table, hash_of
-from barlow.data.splits import NAMES, Choose, is_held_out
+from barlow.data.splits import NAMES, SplitChooser, is_held_out
 from barlow.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
-def open_folder(path: Path, choose: Choose) -> Table:
+def open_folder(path: Path, choose: SplitChooser) -> Table:
     """All images below a folder, in the order of their names."""
     splits, others = _splits(path)
     chosen = choose(splits, some_of(others) if all(map(is_held_out, splits)) else "")
@@ -125,7 +125,7 @@ def images_beside(path: Path, splits: Sequence[str]) -> list[str]:
     )
 
 
-def or_training(splits: Sequence[str], names: Iterable[str], source: object) -> list[str]:
+def default_to_train(splits: Sequence[str], names: Iterable[str], source: object) -> list[str]:
     """The split of each of some files or rows, "" for what has none.
 
     What has none is for training if all others are held out, and else named in a warning.

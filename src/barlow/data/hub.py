@@ -4,17 +4,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from barlow.data.parquet import table_of
 from barlow.data.remote import open_remote
 from barlow.data.source import Table
-from barlow.data.splits import Choose
-from barlow.data.tables import table_of
+from barlow.data.splits import SplitChooser
 from barlow.errors import UserError, one_line
 
 PREFIX = "hf://"
 _COPIES = 2  # `datasets` keeps what it downloads beside what it makes of it
 
 
-def open_hub(name: str, choose: Choose) -> Table:
+def open_hub(name: str, choose: SplitChooser) -> Table:
     """`owner/name` on the hub, or in its local cache when there is no network."""
     import datasets
     from huggingface_hub import HfFileSystem

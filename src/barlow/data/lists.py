@@ -11,9 +11,9 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from barlow.data.folder import Paths, images_beside, or_training, some_of
+from barlow.data.folder import Paths, default_to_train, images_beside, some_of
 from barlow.data.source import Table, hash_of
-from barlow.data.splits import NAMES, Choose, is_held_out
+from barlow.data.splits import NAMES, SplitChooser, is_held_out
 from barlow.errors import UserError
 
 METADATA = ("metadata.csv", "metadata.jsonl")
@@ -21,7 +21,7 @@ FILE_COLUMNS = ("file_name", "filename", "file", "path", "image")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target")
 
 
-def open_text(path: Path, choose: Choose) -> Table:
+def open_text(path: Path, choose: SplitChooser) -> Table:
     """A list of paths, one a line, relative to the list; a label may follow after a tab."""
     choose([])
     lines = [line.strip() for line in _lines(path) if not line.startswith("#")]
@@ -47,13 +47,13 @@ def metadata_files(path: Path) -> dict[str, Path]:
     }
 
 
-def open_metadata(path: Path, choose: Choose) -> Table:
+def open_metadata(path: Path, choose: SplitChooser) -> Table:
     """A folder with metadata.csv or .jsonl: the images they name, with their labels."""
     found = metadata_files(path)
     if "" in found:
         rows = _rows(found[""])
         marked = [text_of(row.get("split")) for row in rows]
-        splits = or_training(marked, (_name(row, found[""]) for row in rows), path)
+        splits = default_to_train(marked, (_name(row, found[""]) for row in rows), path)
         chosen = choose(sorted(set(splits) - {""}))
         if chosen:
             rows = [row for row, split in zip(rows, splits, strict=True) if split in chosen]

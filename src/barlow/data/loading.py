@@ -11,9 +11,7 @@ from barlow.data.source import Source
 from barlow.data.streaming import stream
 from barlow.errors import UserError
 from barlow.views import TwoViews
-from barlow.views.geometry import onto
-
-_BATCHED_UP_TO = 64  # pixels: smaller images are cropped as a batch, on the device
+from barlow.views.geometry import fits_batched_crop, to_device
 
 
 class Loader:
@@ -26,7 +24,7 @@ class Loader:
     Args:
         source: the images.
         views: draws the two views.
-        batch_size: images per step, over all ranks.
+        batch_size: images per step, over all ranks; an epoch leaves out what does not fill a batch.
         seed: random seed of the order and the views.
         rank: which slice of every batch to yield.
         world_size: number of slices.
@@ -35,7 +33,6 @@ class Loader:
             fit in memory.
         memory_budget: bytes that decoded images may take on this rank. Default: a quarter of the
             memory of the machine or container, shared among the ranks.
-        drop_last: leave out the images that do not fill a batch.
 
     Raises:
         UserError: if the source has fewer images than a batch, or the batch size is not a multiple
@@ -62,7 +59,6 @@ class Loader:
         device: torch.device | str = "cpu",
         workers: int = 2,
         memory_budget: int | None = None,
-        drop_last: bool = True,
     ) -> None:
         """See the class."""
         if batch_size < 1 or batch_size % world_size:
@@ -70,7 +66,7 @@ class Loader:
                 f"batch size {batch_size} does not divide over {world_size} ranks: "
                 f"use a multiple of {world_size}"
             )
-        if len(source) < batch_size and drop_last:
+        if len(source) < batch_size:
             raise UserError(
                 f"{source.name} has {len(source)} images, fewer than one batch of {batch_size}: "
                 f"use a batch size of {len(source) - len(source) % world_size} or less"
@@ -78,19 +74,18 @@ class Loader:
         self.source, self.views, self.batch_size, self.seed = source, views, batch_size, seed
         self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
         self.workers = workers
-        full, rest = divmod(len(source), batch_size)
-        self.steps_per_epoch = full if drop_last or not rest else full + 1
+        self.steps_per_epoch = len(source) // batch_size
         if memory_budget is None:
             memory_budget = memory.default_budget(world_size)
         self._read = source
         self._images: Tensor | None = None
         self._rows: Tensor | None = None
-        if loaded := memory.load(source, memory_budget, views.image_size):
+        if loaded := memory.load_if_fits(source, memory_budget, views.image_size):
             images, self._rows = loaded
-            if max(*images.shape[2:], views.image_size) <= _BATCHED_UP_TO:
-                self._images = images
+            if fits_batched_crop(images, views.image_size):
+                self._images = images  # cropped as a batch, on the device
             else:  # the workers cut, one image after another, what needs no decoding any more
-                self._read = memory.held(source, images)
+                self._read = memory.in_memory(source, images)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's slice of both views of every batch, from `first_step` on.
@@ -109,20 +104,19 @@ class Loader:
             order = self._rows[order]
         if self._images is not None:
             for position in positions:
-                batch = onto(self._images[order[position]], self.device)
+                batch = to_device(self._images[order[position]], self.device)
                 yield self.views(batch, key=key, position=position)
         else:
             addresses = ((order[position], position) for position in positions)
             for crops in stream(self._read, self.views, addresses, key, self.workers):
                 for row, reason in crops.broken:
                     self.source.skip(row, reason)
-                view1, view2 = (onto(view, self.device) for view in (crops.view1, crops.view2))
+                view1, view2 = (to_device(view, self.device) for view in (crops.view1, crops.view2))
                 yield self.views.finish(view1, view2, key, crops.position)
 
     def _positions(self, first_step: int) -> Iterator[Tensor]:
         """Where this rank's images stand in the epoch's order, (batch_size / world_size,)."""
+        share = self.batch_size // self.world_size
         for step in range(first_step, self.steps_per_epoch):
-            start = step * self.batch_size
-            size = min(self.batch_size, len(self.source) - start)
-            low, high = (size * r // self.world_size for r in (self.rank, self.rank + 1))
-            yield torch.arange(start + low, start + high)
+            start = step * self.batch_size + self.rank * share
+            yield torch.arange(start, start + share)

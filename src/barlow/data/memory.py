@@ -31,7 +31,7 @@ def default_budget(world_size: int = 1) -> int:
     return min(sizes) // 4 // world_size
 
 
-def load(source: Source, budget: int, view_size: int) -> tuple[Tensor, Tensor] | None:
+def load_if_fits(source: Source, budget: int, view_size: int) -> tuple[Tensor, Tensor] | None:
     """Decode every image, if all have one size and fit.
 
     More than `MOST` images are not waited for. JPEGs of twice the views' size and more are left
@@ -47,7 +47,7 @@ def load(source: Source, budget: int, view_size: int) -> tuple[Tensor, Tensor] |
         The images, uint8 (N, C, H, W), and for each the row to use, (N,): its own, or the next
         good one's if it is broken. None if they do not fit or differ in size.
     """
-    if len(source) > MOST or source.far:
+    if len(source) > MOST or source.is_remote:
         return None
     shape = _common_shape(source, 2 * view_size)
     if shape is None or len(source) * shape.numel() > budget:
@@ -68,7 +68,7 @@ def load(source: Source, budget: int, view_size: int) -> tuple[Tensor, Tensor] |
     return images, next_good(good)
 
 
-def held(source: Source, images: Tensor) -> Source:
+def in_memory(source: Source, images: Tensor) -> Source:
     """The same source, its images taken from a tensor (N, C, H, W) instead of its files."""
     source = copy(source)
     source.records = images

@@ -10,9 +10,7 @@ from torch.nn import functional as F
 
 from barlow.data.decode import from_pil
 from barlow.errors import UserError
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from barlow.views.settings import default_mean_std
 
 _STRIP = 32  # times longer than wide: an image whose ends are cut away before it is magnified
 _IN_CACHE = 2**18  # numbers that stay in a core's cache (1 MB) from one operation to the next
@@ -50,9 +48,9 @@ class Preprocess(nn.Module):
         if image_size < 1:
             raise ValueError(f"image_size is {image_size}: it must be at least 1")
         if mean is None:
-            mean = IMAGENET_MEAN if in_chans == 3 else (0.5,) * in_chans
+            mean, _ = default_mean_std(in_chans)
         if std is None:
-            std = IMAGENET_STD if in_chans == 3 else (0.25,) * in_chans
+            _, std = default_mean_std(in_chans)
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != in_chans:
                 raise ValueError(f"{name} has {len(values)} numbers for {in_chans} channels")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from barlow.data.decode import Raw
-from barlow.data.source import Rows, Table, hash_of
-from barlow.data.tables import image_column, raw_of
+from barlow.data.parquet import image_column, raw_of
+from barlow.data.source import RowIds, Table, hash_of
 from barlow.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -96,6 +96,6 @@ def open_remote(system: "AbstractFileSystem", files: Sequence[str], name: str, s
     together = int(max(1, min(_MOST, _AT_ONCE // max(1, max(sizes)))))
     starts = np.concatenate([[0], np.cumsum(lengths)])
     records = RowGroups(system, places, starts, column, keep=together)
-    ids = Rows(split or "row", range(len(records)))
+    ids = RowIds(split or "row", range(len(records)))
     fingerprint = hash_of([*files, str(len(records))])
     return Table(records, ids, fingerprint=fingerprint, blocks=starts, blocks_together=together)

@@ -13,10 +13,10 @@ import numpy as np
 
 from barlow.data.decode import EXTENSIONS, Raw
 from barlow.data.files import read_bytes
-from barlow.data.folder import Paths, files_below, or_training
+from barlow.data.folder import Paths, default_to_train, files_below
 from barlow.data.lists import numbered, text_of
 from barlow.data.source import Table, hash_of
-from barlow.data.splits import NAMES, Choose
+from barlow.data.splits import NAMES, SplitChooser
 from barlow.errors import UserError
 
 _LABELS = (".cls", ".json")
@@ -47,10 +47,10 @@ class Members:
             ) from None
 
 
-def open_shards(path: Path, choose: Choose) -> Table:
+def open_shards(path: Path, choose: SplitChooser) -> Table:
     """A tar file, or a folder of them; a sample's label is in its .cls, or its .json's "label"."""
     files = files_below(path, ".tar") if path.is_dir() else [path]
-    splits = or_training([_split_of(file, path) for file in files], map(str, files), path)
+    splits = default_to_train([_split_of(file, path) for file in files], map(str, files), path)
     if chosen := choose([split for split in dict.fromkeys(splits) if split]):
         files = [f for split in chosen for f, of in zip(files, splits, strict=True) if of == split]
     names: list[str] = []

@@ -14,7 +14,6 @@ from barlow.data.decode import Picture, Raw
 from barlow.errors import UserError
 
 MAX_BROKEN = 0.05
-_STREAM = 107
 
 
 class Records(Protocol):
@@ -96,7 +95,7 @@ class Source:
         return address.block_permutation(self._blocks, self._len, self._blocks_together, key)
 
     @property
-    def far(self) -> bool:
+    def is_remote(self) -> bool:
         """Whether the images are read in blocks from a remote place."""
         return self._blocks is not None
 
@@ -120,7 +119,7 @@ class Source:
             name, why = self.skipped[0]
             raise UserError(
                 f"{self.name}: {len(self._broken)} of {self._len} images are broken, more than "
-                f"the {self.max_broken:.0%} that are let pass; the first is {name} ({why})"
+                f"the {self.max_broken:.0%} that max_broken allows; the first is {name} ({why})"
             )
 
     def part(self, rows: Sequence[int] | Tensor) -> "Source":
@@ -134,11 +133,11 @@ class Source:
         return Source(self.name, table, self.in_chans, max_broken=self.max_broken)
 
     def spread(self, number: int) -> "Source":
-        """At most `number` of its images, spread over the source; of a far one the first."""
+        """At most `number` of its images, spread over the source; of a remote one the first."""
         if number >= len(self):
             return self
-        # Of a far one, from everywhere would be a block fetched for every image.
-        return self.part(range(number) if self.far else spread(len(self), number))
+        # Of a remote one, from everywhere would be a block fetched for every image.
+        return self.part(range(number) if self.is_remote else spread(len(self), number))
 
     def __repr__(self) -> str:
         """Name and size."""
@@ -158,7 +157,7 @@ class _Chosen:
         return self._values[int(self._rows[index])]
 
 
-class Rows(Sequence[str]):
+class RowIds(Sequence[str]):
     """Ids of rows, made when asked for: `prefix:0`, `prefix:1`..."""
 
     def __init__(self, prefix: str, rows: range) -> None:
@@ -172,7 +171,7 @@ class Rows(Sequence[str]):
     def __getitem__(self, index: Any) -> Any:
         """One, or a slice of them."""
         if isinstance(index, slice):
-            return Rows(self._prefix, self._rows[index])
+            return RowIds(self._prefix, self._rows[index])
         return f"{self._prefix}:{self._rows[index]}"
 
 
@@ -188,7 +187,7 @@ def spread(number: int, most: int) -> list[int]:
     """
     if number <= most:
         return list(range(number))
-    within = address.uniform(_STREAM, torch.arange(most), 1)[:, 0].double()
+    within = address.uniform(address.SPREAD, torch.arange(most), 1)[:, 0].double()
     ends = torch.arange(most + 1) * number // most  # one row of each of so many ranges
     rows: list[int] = (ends[:-1] + (ends.diff() * within).long()).tolist()
     return rows

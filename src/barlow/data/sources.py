@@ -9,29 +9,29 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from barlow.data.decode import BrokenImage, brightest
-from barlow.data.digits import open_mnist5k
+from barlow.data.decode import BrokenImage, max_16bit_value
 from barlow.data.folder import entries_of, open_folder, some_of, walk
 from barlow.data.hub import PREFIX, open_hub
 from barlow.data.lists import metadata_files, open_metadata, open_text
+from barlow.data.mnist5k import open_mnist5k
+from barlow.data.parquet import holds_images, open_parquet
 from barlow.data.shards import open_shards
 from barlow.data.source import MAX_BROKEN, Source, Table, spread
-from barlow.data.splits import NAMES, Choose, NoSuchSplit, chooser
-from barlow.data.tables import holds_images, open_parquet
-from barlow.data.vision import KNOWN, open_torchvision
+from barlow.data.splits import NAMES, NoSuchSplit, SplitChooser, split_chooser
+from barlow.data.torchvision_sets import TORCHVISION_SETS, open_torchvision
 from barlow.errors import UserError
 
 log = logging.getLogger(__name__)
 
 _LOOKED_AT = 8  # images of a source of 16-bit ones
 _DARK = 65536 // 4
-_told = set[str]()  # a command opens a source again for its test images, trackers, page
+_warned = set[str]()  # a command opens a source again for its test images, trackers, page
 
-NAMED: dict[str, Callable[[Choose], Table]] = {
+NAMED: dict[str, Callable[[SplitChooser], Table]] = {
     "mnist5k": open_mnist5k,
-    **{name: partial(open_torchvision, name) for name in KNOWN},
+    **{name: partial(open_torchvision, name) for name in TORCHVISION_SETS},
 }
-FILES: dict[str, Callable[[Path, Choose], Table]] = {
+FILES: dict[str, Callable[[Path, SplitChooser], Table]] = {
     ".parquet": open_parquet,
     ".tar": open_shards,
     ".txt": open_text,
@@ -70,17 +70,15 @@ def open_source(
         (1000, torch.Size([1, 28, 28]))
     """
     name, explicit = _parse(source)
-    choose = chooser(name, explicit or split, explicit=bool(explicit))
+    choose = split_chooser(name, explicit or split, explicit=bool(explicit))
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}: it must be at least 1")
     images = Source(source, _open(name, choose), in_chans, limit, max_broken)
-    _tell_if_dark(images)
+    _warn_if_dark(images)
     return images
 
 
-def open_held_out(
-    source: str, *, in_chans: int = 3, limit: int | None = None, max_broken: float = MAX_BROKEN
-) -> Source | None:
+def open_held_out(source: str, *, in_chans: int = 3) -> Source | None:
     """Open the validation split, else the test split.
 
     None if the source has neither, or if it names a split itself (`::split`).
@@ -93,25 +91,25 @@ def open_held_out(
     if explicit:  # who picks a split by hand gets this split and no other
         return None
     try:
-        table = _open(name, chooser(name, "held_out", explicit=False))
+        table = _open(name, split_chooser(name, "held_out", explicit=False))
     except NoSuchSplit:
         return None
-    return Source(source, table, in_chans, limit, max_broken)
+    return Source(source, table, in_chans)
 
 
-def _tell_if_dark(images: Source) -> None:
+def _warn_if_dark(images: Source) -> None:
     """Warn once of 16-bit images that use little of their range; of others one is looked at."""
-    if images.far or images.name in _told:
+    if images.is_remote or images.name in _warned:
         return
     most = 0
     for row in spread(len(images), _LOOKED_AT):
         with suppress(BrokenImage):
-            value = brightest(images.records[row], images.in_chans)
+            value = max_16bit_value(images.records[row], images.in_chans)
             if value is None or value >= _DARK:
                 return
             most = max(most, value)
     if most:
-        _told.add(images.name)
+        _warned.add(images.name)
         log.warning(
             "%s: the brightest of its 16-bit values seen is %d of 65535: images are read as "
             "near-black; stretch them beforehand (docs/data.md)",
@@ -129,7 +127,7 @@ def _parse(source: str) -> tuple[str, str]:
     return name, split
 
 
-def _open(name: str, choose: Choose) -> Table:
+def _open(name: str, choose: SplitChooser) -> Table:
     if name in NAMED:
         return NAMED[name](choose)
     if name.startswith(PREFIX):
@@ -146,7 +144,7 @@ def _open(name: str, choose: Choose) -> Table:
     raise UserError(_unknown(name))
 
 
-def _opener(folder: Path) -> Callable[[Path, Choose], Table]:
+def _opener(folder: Path) -> Callable[[Path, SplitChooser], Table]:
     """What a folder holds: Parquet with images, shards, listed images, or images."""
     for place in [folder, *(folder / name for name in sorted({"data", *NAMES}))]:
         if not place.is_dir():

@@ -6,8 +6,8 @@ from typing import Protocol
 from barlow.errors import UserError
 
 
-class Choose(Protocol):
-    """Told the splits there are (none: the source has no splits), says which to read."""
+class SplitChooser(Protocol):
+    """Given the available splits (none if the source has none), returns those to read."""
 
     def __call__(self, available: Sequence[str], beside: str = "", /) -> list[str]:
         """`beside`: the images that are in no split, if no split is for training."""
@@ -44,8 +44,8 @@ def is_held_out(name: str) -> bool:
     return role_of(name) in WANTED["held_out"]
 
 
-def chooser(source: str, split: str | None, *, explicit: bool) -> Choose:
-    """The rule that picks splits.
+def split_chooser(source: str, split: str | None, *, explicit: bool) -> SplitChooser:
+    """The rule that picks splits of a source.
 
     Args:
         source: what the user wrote, for the message.

@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from barlow import address
 from barlow.data.decode import BrokenImage, Picture
 from barlow.data.source import Source
 from barlow.errors import UserError
 from barlow.signals import SIGNALS
 from barlow.views import TwoViews, geometry
 
-_CROP = 0  # the stream of random numbers that `TwoViews.crop` draws its boxes from
 _MAX_TRIES = 100  # broken images in a row before a replacement is given up
 _AT_ONCE = 32  # files that are held open while their boxes are drawn together
 
@@ -124,7 +122,9 @@ class _Batches(Dataset[Crops | UserError]):
         self, rows: list[int], position: Tensor, broken: list[tuple[int, str]]
     ) -> tuple[Tensor, Tensor]:
         opened = [self._open(row, broken) for row in rows]
-        boxes = self._boxes([picture for _, picture in opened], position)  # (n, 2, 6)
+        sizes = torch.tensor([picture.size for _, picture in opened])  # (n, 2)
+        view_boxes = geometry.view_boxes(self.settings, self.key, position, sizes)
+        boxes = torch.stack(view_boxes, 1)  # (n, 2, 6)
         crops: list[tuple[Tensor, Tensor]] = []
         for (row, picture), box, place in zip(opened, boxes, position, strict=True):
             try:
@@ -156,23 +156,13 @@ class _Batches(Dataset[Crops | UserError]):
                 f"{self.source.ids[row]} ({broken[-1][1]})"
             )
 
-    def _boxes(self, pictures: list[Picture], position: Tensor) -> Tensor:
-        sizes = torch.tensor([picture.size for picture in pictures])  # (n, 2)
-        boxes = [
-            geometry.crop_boxes(
-                settings, address.key(self.key, view, _CROP), position, sizes[:, 0], sizes[:, 1]
-            )
-            for view, settings in enumerate(self.settings)
-        ]
-        return torch.stack(boxes, 1)
-
 
 def cut(picture: Picture, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Decode an image no larger than its crops need, and cut them.
 
     Args:
         picture: the opened image.
-        boxes: (2, 6) from `geometry.crop_boxes`.
+        boxes: (2, 6), one for each view, from `geometry.view_boxes`.
         size: side of the crops.
 
     Returns:

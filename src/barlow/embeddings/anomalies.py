@@ -5,10 +5,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from barlow.atomic import write_csv
 from barlow.embeddings.images import thumbnails
 from barlow.embeddings.neighbours import nearest
-from barlow.embeddings.sheet import Card, Listing, write_csv, write_sheet
-from barlow.embeddings.table import Table, open_table
+from barlow.embeddings.sheet import Card, Listing, write_sheet
+from barlow.embeddings.table import EmbeddingTable, open_table
 from barlow.errors import UserError
 
 _AT_ONCE = 4096  # images judged in one pass over the training images
@@ -49,11 +50,13 @@ def find_anomalies(
     table, known = open_table(file), open_table(train or file)
     if len({t.about["encoder"] for t in (table, known) if t.about}) > 1:
         raise UserError(f"{file} and {train} are of different encoders: embed both with one")
-    one = known.path.samefile(table.path)
-    if one and table.images == 1:
+    same_file = known.path.samefile(table.path)
+    if same_file and table.images == 1:
         raise UserError(f"{file} has one image: give --train, with images to compare it with")
     found = [
-        _nearest(known, table, range(start, min(start + _AT_ONCE, table.images)), k, one)
+        _nearest_others(
+            known, table, range(start, min(start + _AT_ONCE, table.images)), k, same_file
+        )
         for start in range(0, table.images, _AT_ONCE)
     ]
     distance = torch.cat([1 - similarity.mean(1) for similarity, _ in found])  # (N,)
@@ -68,7 +71,8 @@ def find_anomalies(
             distance[order].tolist(), names, labels, known.names(nearest_row), strict=True
         )
     ]
-    headings = ["distance", "image", "label", f"nearest {'other' if one else 'training'} image"]
+    kind = "other" if same_file else "training"
+    headings = ["distance", "image", "label", f"nearest {kind} image"]
     if out is not None:
         write_csv(Path(out), headings, lines)
     if html is not None:
@@ -82,10 +86,12 @@ def find_anomalies(
     return Listing(headings, lines[:top])
 
 
-def _nearest(known: Table, table: Table, of: range, k: int, one: bool) -> tuple[Tensor, Tensor]:
-    """The nearest to some images, and if both files are one, none of them its own."""
-    similarity, rows = nearest(known, table.vectors(of.start, of.stop), k + one)
-    if not one:
+def _nearest_others(
+    known: EmbeddingTable, table: EmbeddingTable, of: range, k: int, same_file: bool
+) -> tuple[Tensor, Tensor]:
+    """The nearest images of some rows; within one file, an image is not among its own."""
+    similarity, rows = nearest(known, table.vectors(of.start, of.stop), k + same_file)
+    if not same_file:
         return similarity, rows
     others = rows != torch.arange(of.start, of.stop)[:, None]
     others[others.all(1), -1] = False  # of more copies than were asked for, it may not be found

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from barlow.atomic import write_csv
 from barlow.embeddings.images import thumbnails
 from barlow.embeddings.neighbours import pairs_above
-from barlow.embeddings.sheet import Card, Listing, write_csv, write_sheet
+from barlow.embeddings.sheet import Card, Listing, write_sheet
 from barlow.embeddings.table import open_table
 from barlow.errors import UserError
 
@@ -56,19 +57,19 @@ def find_duplicates(
     headings = ["similarity", "image", "other image", "group"]
     if out is not None:
         write_csv(Path(out), headings, lines(slice(None)))
-    shown = list(lines(slice(top)))
+    top_lines = list(lines(slice(top)))
     if html is not None:
         pictures = thumbnails(table, pairs[:top].flatten().tolist())
         sections = [
             (f"{s}, group {number}", [Card(pictures.get(i), a, ""), Card(pictures.get(j), b, "")])
-            for (s, a, b, number), (i, j) in zip(shown, pairs[:top].tolist(), strict=True)
+            for (s, a, b, number), (i, j) in zip(top_lines, pairs[:top].tolist(), strict=True)
         ]
         write_sheet(html, f"Near-duplicates in {file}", sections)
     note = (
         f"{len(pairs)} pairs among {table.images} images, in {groups} groups: with one image of "
         f"each group kept, {len(rows) - groups} could go"
     )
-    return Listing(headings, shown, note)
+    return Listing(headings, top_lines, note)
 
 
 def _groups(pairs: Tensor, images: int) -> tuple[list[int], int]:

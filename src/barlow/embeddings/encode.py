@@ -10,8 +10,7 @@ from torch import nn
 
 from barlow.data import Source, open_source, preprocess_of
 from barlow.embeddings.table import open_table
-from barlow.evaluation.compared import encoder_at
-from barlow.evaluation.features import extract
+from barlow.evaluation.features import extract, resolve_encoder
 
 
 class Embeddings(NamedTuple):
@@ -64,11 +63,11 @@ def embed(
         >>> found.embeddings.shape, found.ids, found.labels
         ((2, 512), ['test:0', 'test:1'], ['0', '1'])
     """
-    module = encoder_at(encoder, accelerator)
+    module = resolve_encoder(encoder, accelerator)
     images = open_source(source, in_chans=preprocess_of(module).in_chans, limit=limit)
     x, rows = extract(module, images, batch_size)
     read = rows.tolist()
-    return Embeddings([images.ids[row] for row in read], x.numpy(), labels_of(images, read))
+    return Embeddings([images.ids[row] for row in read], x.numpy(), class_names_of(images, read))
 
 
 def read_embeddings(file: str | Path) -> Embeddings:
@@ -91,7 +90,7 @@ def read_embeddings(file: str | Path) -> Embeddings:
     return Embeddings(columns["id"], x.numpy(), columns.get("label"))
 
 
-def labels_of(source: Source, rows: Sequence[int]) -> list[str | None] | None:
+def class_names_of(source: Source, rows: Sequence[int]) -> list[str | None] | None:
     """The names of the classes of some images, None where one has none; None if no image has."""
     if source.labels is None:
         return None

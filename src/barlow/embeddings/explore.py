@@ -12,11 +12,11 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from barlow.checkpoint import write_atomically
+from barlow.atomic import write_atomically
 from barlow.embeddings.encode import read_embeddings
 from barlow.embeddings.images import source_of, thumbnails
 from barlow.embeddings.neighbours import nearest
-from barlow.embeddings.table import Table, open_table
+from barlow.embeddings.table import EmbeddingTable, open_table
 from barlow.errors import UserError
 from barlow.progress import Reporter
 
@@ -93,7 +93,7 @@ def _project(
 
 
 def _neighbours(
-    table: Table, x: np.ndarray[Any, Any]
+    table: EmbeddingTable, x: np.ndarray[Any, Any]
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """The nearest images of each, itself among them, and their distances; `(N, 15)` both."""
     if table.images > _EXACT:
@@ -110,7 +110,7 @@ def _neighbours(
 
 def _write(
     file: IO[bytes],
-    table: Table,
+    table: EmbeddingTable,
     state: bytes,
     places: np.ndarray[Any, Any],
     ids: np.ndarray[Any, Any],
@@ -138,7 +138,7 @@ def _write(
             writer.write_table(some.append_column("image", pa.array(images, kind)).cast(schema))
 
 
-def _images(table: Table) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
+def _images(table: EmbeddingTable) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
     source = source_of(table)
     for start in range(0, table.images, _ROWS):
         rows = range(start, min(start + _ROWS, table.images))

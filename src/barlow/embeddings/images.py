@@ -8,10 +8,10 @@ from PIL import Image
 
 from barlow.data import Source, open_source
 from barlow.data.decode import BrokenImage, Raw, decode
+from barlow.data.fingerprints import file_states
 from barlow.data.source import hash_of
-from barlow.embeddings.table import Table
+from barlow.embeddings.table import EmbeddingTable
 from barlow.errors import UserError
-from barlow.evaluation.kept import states_of
 
 _SIDE = 160  # pixels of a thumbnail, at most
 _SMALL = 64  # images up to this size are kept as they are
@@ -19,7 +19,7 @@ _SMALL = 64  # images up to this size are kept as they are
 
 def fingerprint_of_images(images: Source) -> str:
     """A hash of what the images are, without reading them: files have a size and a time."""
-    return hash_of([images.fingerprint, *(states_of(images) if on_disk(images) else ())])
+    return hash_of([images.fingerprint, *(file_states(images) if on_disk(images) else ())])
 
 
 def on_disk(images: Source) -> bool:
@@ -27,7 +27,9 @@ def on_disk(images: Source) -> bool:
     return isinstance(images.records[0], str)
 
 
-def thumbnails(table: Table, rows: Iterable[int], images: Source | None = None) -> dict[int, bytes]:
+def thumbnails(
+    table: EmbeddingTable, rows: Iterable[int], images: Source | None = None
+) -> dict[int, bytes]:
     """Small pictures of some rows, as PNG or JPEG files.
 
     Args:
@@ -62,7 +64,7 @@ def thumbnails(table: Table, rows: Iterable[int], images: Source | None = None) 
     return found
 
 
-def source_of(table: Table) -> Source | None:
+def source_of(table: EmbeddingTable) -> Source | None:
     """The source of a file of embeddings, opened again; None if it is gone or another now."""
     about = table.about
     try:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from barlow.embeddings.table import Table
+from barlow.embeddings.table import EmbeddingTable
 from barlow.errors import UserError
 
 _HELD = 2**20  # similarities held at a time for one query; fewer of each for more queries
@@ -15,7 +15,7 @@ _MOST_PAIRS = 10_000_000
 _ROUNDING = 1e-6  # of a cosine in float32: a vector's with itself may be a little less than 1
 
 
-def nearest(table: Table, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def nearest(table: EmbeddingTable, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Find the k most similar rows of a file for each query.
 
     Args:
@@ -45,7 +45,7 @@ def nearest(table: Table, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return best, rows
 
 
-def pairs_above(table: Table, threshold: float) -> tuple[Tensor, Tensor]:
+def pairs_above(table: EmbeddingTable, threshold: float) -> tuple[Tensor, Tensor]:
     """Find all pairs of rows of a file that are at least so similar.
 
     Args:
@@ -78,7 +78,9 @@ def pairs_above(table: Table, threshold: float) -> tuple[Tensor, Tensor]:
     return torch.cat(pairs)[order], found
 
 
-def _similarities(table: Table, queries: Tensor, first: int = 0) -> Iterator[tuple[int, Tensor]]:
+def _similarities(
+    table: EmbeddingTable, queries: Tensor, first: int = 0
+) -> Iterator[tuple[int, Tensor]]:
     """Cosines of the queries `(Q, F)` with the rows from `first` on, many at a time.
 
     Yields:

@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from barlow.checkpoint import write_atomically, write_text
+from barlow.atomic import write_atomically, write_text
 from barlow.data import Source
 from barlow.data.folder import printable
-from barlow.embeddings.encode import labels_of
+from barlow.embeddings.encode import class_names_of
 from barlow.embeddings.images import on_disk
 from barlow.embeddings.table import Rows, group_size, write_table
 from barlow.errors import UserError
@@ -46,15 +46,15 @@ class Part:
 
     def load(self) -> tuple[Tensor, Tensor]:
         """The embeddings and rows that were saved."""
-        with self._opened() as file:
+        with self._open() as file:
             return file.get_tensor("x"), file.get_tensor("rows")
 
     def skipped(self) -> Skipped:
         """The images that could not be read, without reading the embeddings."""
-        with self._opened() as file:
+        with self._open() as file:
             return [(row, reason) for row, reason in json.loads(file.metadata()["skipped"])]
 
-    def _opened(self) -> Any:
+    def _open(self) -> Any:
         try:
             return safe_open(self.file, "pt")
         except (OSError, SafetensorError) as error:
@@ -93,7 +93,7 @@ def join(parts: Sequence[Part], images: Source, out: Path, about: dict[str, Any]
 
     Args:
         parts: all of them, computed.
-        images: the source; told of the images that could not be read.
+        images: the source; learns which images could not be read.
         out: Parquet file to write.
         about: what the file is to say of itself; its "dtype" is that of the vectors.
 
@@ -144,7 +144,7 @@ def _groups(parts: Sequence[Part], images: Source, size: int) -> Iterator[Rows]:
 def _rows(images: Source, x: Tensor, rows: list[int]) -> Rows:
     records = [images.records[row] for row in rows] if on_disk(images) else [None] * len(rows)
     paths = [_path(r) if isinstance(r, str) else None for r in records]
-    return Rows([images.ids[row] for row in rows], paths, labels_of(images, rows), x.numpy())
+    return Rows([images.ids[row] for row in rows], paths, class_names_of(images, rows), x.numpy())
 
 
 def _path(file: str) -> str | None:

@@ -13,7 +13,7 @@ from barlow.data.folder import printable
 from barlow.embeddings.images import picture_of, thumbnails
 from barlow.embeddings.neighbours import nearest
 from barlow.embeddings.sheet import Card, Listing, write_sheet
-from barlow.embeddings.table import Table, open_table
+from barlow.embeddings.table import EmbeddingTable, open_table
 from barlow.errors import UserError
 from barlow.evaluation.features import fingerprint_of
 
@@ -47,10 +47,10 @@ def search(encoder: str, queries: Sequence[str], file: str, top: int = 20) -> li
     if top < 1:
         raise UserError(f"top is {top}: give 1 or more")
     table = open_table(file)
-    similarity, rows = nearest(table, _embedded(encoder, queries, table), top)
+    similarity, rows = nearest(table, _embed_queries(encoder, queries, table), top)
     columns = table.columns(rows.flatten().tolist())
     none = [None] * rows.numel()
-    told = zip(
+    hit_fields = zip(
         rows.flatten().tolist(),
         similarity.flatten().tolist(),
         columns["id"],
@@ -58,7 +58,7 @@ def search(encoder: str, queries: Sequence[str], file: str, top: int = 20) -> li
         columns.get("path", none),
         strict=True,
     )
-    hits = [Hit(*values) for values in told]
+    hits = [Hit(*fields) for fields in hit_fields]
     k = rows.shape[1]
     return [hits[i : i + k] for i in range(0, len(hits), k)]
 
@@ -99,7 +99,7 @@ def search_and_show(
     return Listing(headings, lines, f"page: {html}" if html else "")
 
 
-def _embedded(encoder: str, queries: Sequence[str], table: Table) -> Tensor:
+def _embed_queries(encoder: str, queries: Sequence[str], table: EmbeddingTable) -> Tensor:
     """The queries `(Q, F)`: images through the encoder, ids from the file."""
     from barlow.share import load_encoder
 

@@ -1,15 +1,13 @@
-"""What is found: a table for the terminal, a CSV file, a page of thumbnails."""
+"""What is found: a table for the terminal, a page of thumbnails."""
 
 import base64
-import csv
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from barlow.checkpoint import write_atomically, write_text
-from barlow.evaluation.result import text_table
+from barlow.atomic import write_text
+from barlow.tables import rich_table, text_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,16 +35,8 @@ class Listing(NamedTuple):
 
     def table(self) -> "Table":
         """The table for a terminal."""
-        from rich.table import Table
-        from rich.text import Text
-
-        # Text, or rich would take brackets in a name for markup.
-        table = Table(caption=Text(self.note, "table.caption"), caption_justify="left")
-        for heading in self.headings:
-            table.add_column(heading, overflow="fold")
-        for line in self.lines:
-            table.add_row(*map(Text, line))
-        return table
+        fold = {"overflow": "fold"}
+        return rich_table([self.headings, *self.lines], self.note, first=fold, others=fold)
 
     def __str__(self) -> str:
         table = text_table([self.headings, *self.lines])
@@ -54,25 +44,11 @@ class Listing(NamedTuple):
 
 
 class Card(NamedTuple):
-    """One image of a page: its file, what it is called, and what is said of it."""
+    """One image of a page: its file, what it is called, and a caption."""
 
     image: bytes | None  # PNG or JPEG; None if the image is not there any more
     name: str
-    told: str
-
-
-def write_csv(file: Path, headings: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    """Write lines under headings, one after another."""
-
-    def write(binary: IO[bytes]) -> None:
-        text = io.TextIOWrapper(binary, encoding="utf-8", newline="")
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(headings)
-        table.writerows(lines)
-        text.flush()
-        text.detach()  # the file is not ours to close
-
-    write_atomically(file, write)
+    caption: str
 
 
 def write_sheet(
@@ -106,4 +82,4 @@ def _card(card: Card) -> str:
         kind, style = ("png", ' class="small"') if is_png else ("jpeg", "")
         data = base64.b64encode(card.image).decode()
         picture = f'<img{style} alt="{escape(card.name)}" src="data:image/{kind};base64,{data}">'
-    return f"<li>{picture}<br>{escape(card.told)}<br><small>{escape(card.name)}</small></li>"
+    return f"<li>{picture}<br>{escape(card.caption)}<br><small>{escape(card.name)}</small></li>"

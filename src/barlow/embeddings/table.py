@@ -16,20 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from barlow.embeddings.layout import ELEMENT, EMBEDDING, PlainVectors, find_plain_vectors
 from barlow.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pyarrow.parquet import ColumnChunkMetaData, ParquetFile
+    from pyarrow.parquet import ParquetFile
 
-EMBEDDING = "embedding"
-_ELEMENT = f"{EMBEDDING}.list.element"
 _ABOUT = b"barlow"  # key of what a file says of itself, as JSON
 
 _GROUP_BYTES, _GROUP_ROWS = 2**24, 2**14  # of a row group, at most: pyarrow gives more two pages
 _BLOCK_BYTES = 2**20  # of vectors looked at together: they stay in a core's own cache
-_DTYPES = {"float": torch.float32, "halffloat": torch.float16}
-_HEADER_BYTES = 256  # more than the header of a page takes
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def write_table(
     with ParquetWriter(
         file,
         schema,
-        compression={_ELEMENT: "none", **dict.fromkeys(texts, "zstd")},
+        compression={ELEMENT: "none", **dict.fromkeys(texts, "zstd")},
         use_dictionary=["label"],
         write_statistics=texts,
         data_page_size=4 * _GROUP_BYTES,  # never reached
@@ -96,7 +93,7 @@ def write_table(
 
 
 @dataclass(frozen=True)
-class Table:
+class EmbeddingTable:
     """An open file of embeddings; made by `open_table`.
 
     Attributes:
@@ -119,8 +116,8 @@ class Table:
         Yields:
             The number of the first row and `(n, F)` float32, which the next block overwrites.
         """
-        plain = _plain(self)
-        blocks = self._decoded() if plain is None else self._in_place(*plain, first)
+        plain = find_plain_vectors(self.path, self.parquet, self.features)
+        blocks = self._decode() if plain is None else self._read_plain(plain, first)
         for start, block in blocks:
             if start + len(block) > first:
                 yield max(start, first), block[max(0, first - start) :]
@@ -167,10 +164,9 @@ class Table:
         paths = columns.get("path", [None] * len(rows))
         return [path or name for path, name in zip(paths, columns["id"], strict=True)]
 
-    def _in_place(
-        self, spans: list[tuple[int, int]], dtype: torch.dtype, first: int
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Read vectors from where they stand, `spans` being the offset and rows of each group."""
+    def _read_plain(self, plain: PlainVectors, first: int) -> Iterator[tuple[int, Tensor]]:
+        """Read vectors from where they stand in the file."""
+        dtype = plain.dtype
         width = self.features * dtype.itemsize
         most = max(1, _BLOCK_BYTES // width)
         stored = torch.empty(most, self.features, dtype=dtype)
@@ -178,7 +174,7 @@ class Table:
         wide = torch.empty(most, self.features) if dtype != torch.float32 else stored
         row = 0
         with open(self.path, "rb", buffering=0) as file:
-            for offset, rows in spans:
+            for offset, rows in plain.spans:
                 for at in range(0, rows, most):
                     n = min(most, rows - at)
                     if row + n > first:
@@ -190,7 +186,7 @@ class Table:
                         yield row, wide[:n]
                     row += n
 
-    def _decoded(self) -> Iterator[tuple[int, Tensor]]:
+    def _decode(self) -> Iterator[tuple[int, Tensor]]:
         """What pyarrow makes of the vectors, however they are stored."""
         row = 0
         for batch in self.parquet.iter_batches(batch_size=8192, columns=[EMBEDDING]):
@@ -202,7 +198,7 @@ class Table:
             row += len(batch)
 
 
-def open_table(file: str | Path) -> Table:
+def open_table(file: str | Path) -> EmbeddingTable:
     """Open a Parquet file with a column `embedding`, ours or another program's.
 
     Raises:
@@ -230,7 +226,7 @@ def open_table(file: str | Path) -> Table:
     if not parquet.metadata.num_rows:
         raise UserError(f"{path} has no rows")
     about = json.loads((schema.metadata or {}).get(_ABOUT, b"{}"))
-    return Table(path, parquet.metadata.num_rows, _width(parquet), about, parquet)
+    return EmbeddingTable(path, parquet.metadata.num_rows, _width(parquet), about, parquet)
 
 
 def _texts(columns: "pa.Table") -> dict[str, list[Any]]:
@@ -253,59 +249,3 @@ def _width(parquet: "ParquetFile") -> int:
         return int(kind.list_size)
     batch = next(parquet.iter_batches(batch_size=1, columns=[EMBEDDING]))
     return len(batch.column(0)[0])
-
-
-def _plain(table: Table) -> tuple[list[tuple[int, int]], torch.dtype] | None:
-    """Where each row group's vectors begin and how many they are, and of which type.
-
-    None if they do not stand in the file as they stand in memory.
-    """
-    parquet = table.parquet
-    embedding = parquet.schema_arrow.field(EMBEDDING)
-    dtype = _DTYPES.get(str(embedding.type.value_type))
-    if dtype is None or embedding.nullable or embedding.type.value_field.nullable:
-        return None
-    metadata, spans = parquet.metadata, []
-    leaves = [parquet.schema.column(i).path for i in range(metadata.num_columns)]
-    if _ELEMENT not in leaves:
-        return None
-    with open(table.path, "rb") as file:
-        for number in range(metadata.num_row_groups):
-            group = metadata.row_group(number)
-            chunk = group.column(leaves.index(_ELEMENT))
-            size = group.num_rows * table.features * dtype.itemsize
-            if not _is_plain(chunk) or not _is_one_page(file, chunk):
-                return None
-            # A page ends with its values.
-            end = chunk.data_page_offset + chunk.total_compressed_size
-            spans.append((end - size, group.num_rows))
-    return spans, dtype
-
-
-def _is_plain(chunk: "ColumnChunkMetaData") -> bool:
-    return (
-        chunk.compression == "UNCOMPRESSED"
-        and not chunk.has_dictionary_page
-        and set(chunk.encodings) <= {"PLAIN", "RLE"}  # RLE is that of the lists' lengths
-    )
-
-
-def _is_one_page(file: IO[bytes], chunk: "ColumnChunkMetaData") -> bool:
-    """Whether a column's first page is all of it, by the size in its header."""
-    file.seek(chunk.data_page_offset)
-    header = file.read(_HEADER_BYTES)
-    # Thrift's compact protocol: three numbers (kind, size unpacked, size packed), each a byte that
-    # says "the next field, an int32" and a zigzag number of seven bits a byte.
-    at, number = 0, 0
-    for _ in range(3):
-        if header[at] != 0x15:
-            return False
-        number, shift = 0, 0
-        while True:
-            at += 1
-            number |= (header[at] & 0x7F) << shift
-            shift += 7
-            if header[at] < 0x80:
-                break
-        at += 1
-    return bool(0 < chunk.total_compressed_size - number // 2 < _HEADER_BYTES)

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from barlow.atomic import write_csv
 from barlow.data import Source, open_source, preprocess_of
 from barlow.embeddings.images import fingerprint_of_images
 from barlow.embeddings.parts import Part, Skipped, begin, join, parts_of
-from barlow.embeddings.sheet import write_csv
 from barlow.embeddings.table import open_table
 from barlow.errors import UserError
 from barlow.evaluation.features import fingerprint_of, stream_features
-from barlow.progress import Reporter, told
-from barlow.ranks import Devices, create_fabric, launch, processes_here, share_threads
+from barlow.progress import Reporter, reporting
+from barlow.ranks import Devices, create_fabric, divide_threads, launch, local_world_size
 from barlow.share import load_encoder
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _VERSION = 1  # of the file
-# By what a file is told from another, and what is said when they differ.
+# What must be the same in two files of the same embeddings, and what is said where it differs.
 _SAME = {
     "version": "were written by another program or version",
     "encoder": "are of another encoder",
@@ -101,7 +101,7 @@ def _write(
     reporter: Reporter | None,
 ) -> None:
     reporter = reporter if fabric.is_global_zero and reporter else Reporter()
-    share_threads(processes_here(asked))
+    divide_threads(local_world_size(asked))
     model = load_encoder(encoder)
     images = open_images(in_chans=preprocess_of(model).in_chans)
     about = {
@@ -115,7 +115,7 @@ def _write(
     }
     folder = out.with_name(f"{out.name}.part")
     if out.exists():
-        _refuse_other(out, about)
+        _require_same_embeddings(out, about)
         shutil.rmtree(folder, ignore_errors=True)
         reporter.say(f"{out} is finished: it has the embeddings of these images already")
         return
@@ -126,9 +126,9 @@ def _write(
     todo = [part for part in mine if not part.file.exists()]
     model.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     start, done = time.monotonic(), len(mine) - len(todo)
-    with told(reporter, done, len(mine), "part"):
+    with reporting(reporter, done, len(mine), "part"):
         skipped = sum(len(part.skipped()) for part in set(mine) - set(todo))
-        for part, x, rows, broken in _computed(model, images, todo, batch_size, skipped):
+        for part, x, rows, broken in _compute_parts(model, images, todo, batch_size, skipped):
             part.save(_cast(x, dtype), rows, broken)
             reporter.step(done := done + 1)
         fabric.barrier()
@@ -143,7 +143,7 @@ def _write(
         reporter.say(f"{len(images.skipped)} images cannot be read: {listed}")
 
 
-def _computed(
+def _compute_parts(
     model: nn.Module, images: Source, todo: Sequence[Part], batch_size: int, skipped: int
 ) -> Iterator[tuple[Part, Tensor, Tensor, Skipped]]:
     """One part after another; the images of the next are read while the encoder is at this one."""
@@ -154,7 +154,7 @@ def _computed(
     source.max_broken = max(0.0, images.max_broken * len(images) - skipped) / len(source)
     listed = 0  # of the source's broken images, those that belong to parts before
 
-    def whole(part: Part) -> tuple[Part, Tensor, Tensor, Skipped]:
+    def complete(part: Part) -> tuple[Part, Tensor, Tensor, Skipped]:
         nonlocal listed
         read = torch.cat([at for _, at in found]) if found else torch.empty(0, dtype=torch.int64)
         x = torch.cat([y for y, _ in found]) if found else torch.empty(0, 0)
@@ -168,23 +168,23 @@ def _computed(
     part, found = next(waiting), list[tuple[Tensor, Tensor]]()
     for y, at in stream_features(model, source, batch_size):
         while rows[at[0]] >= part.stop:
-            yield whole(part)
+            yield complete(part)
             part, found = next(waiting), []
         found.append((y, rows[at]))
-    yield whole(part)
+    yield complete(part)
     found = []
     for part in waiting:  # nothing in them could be read
-        yield whole(part)
+        yield complete(part)
 
 
 def _cast(x: Tensor, dtype: str) -> Tensor:
     x = x.to(getattr(torch, dtype))
     if not x.isfinite().all():
-        raise UserError("some features are too large for float16: leave --half away")
+        raise UserError("some features are too large for float16: drop --half")
     return x
 
 
-def _refuse_other(out: Path, about: dict[str, Any]) -> None:
+def _require_same_embeddings(out: Path, about: dict[str, Any]) -> None:
     found = open_table(out).about
     for key, what in _SAME.items():
         if found.get(key) != about[key]:

@@ -6,21 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from barlow.address import key, permutation
+from barlow.address import AUGMENTED_ORDER, AUGMENTED_VIEWS, key, permutation
 from barlow.errors import UserError
-from barlow.evaluation.features import features_of
+from barlow.evaluation.crops import CroppedImages, geometric_views
+from barlow.evaluation.features import evaluating, features_of
 from barlow.evaluation.linear import LinearClassifier, fold_in, standardisation
 from barlow.evaluation.sgd import RATE_UNCHOSEN, RATES, Descent, with_ones
 from barlow.evaluation.subsets import split
-from barlow.evaluation.task import Part
-from barlow.evaluation.tuning import Images, geometry
-
-_ORDER, _VIEWS = 108, 109  # separate streams of random numbers
+from barlow.evaluation.task import LabelledImages
 
 
 def augmented_probe(
     encoder: nn.Module,
-    part: Part,
+    train: LabelledImages,
     classes: int,
     epochs: int = 100,
     rate: float | None = None,
@@ -37,7 +35,7 @@ def augmented_probe(
 
     Args:
         encoder: frozen, in eval mode meanwhile.
-        part: labelled training images.
+        train: labelled training images.
         classes: C.
         epochs: passes over the images.
         rate: skips the choice.
@@ -55,37 +53,34 @@ def augmented_probe(
     if epochs < 1:
         raise UserError(f"epochs is {epochs}: with augmentation, give 1 or more")
     # Of the images as they are, which is how the classifier will meet the test's.
-    x, rows = features_of(encoder, part.source, part.rows, batch_size=batch_size)
-    part = Part(part.source, rows, part.known(rows))
+    x, rows = features_of(encoder, train.source, train.rows, batch_size=batch_size)
+    train = LabelledImages(train.source, rows, train.labels_for(rows))
     standardise = standardisation(x)
     x = standardise(x)
     rates = RATES if rate is None else (rate,)
     held_out = torch.zeros(len(rows), dtype=torch.bool)
     if rate is None:
-        held_out[split(part.y, 0.1, seed)[1]] = True
+        held_out[split(train.y, 0.1, seed)[1]] = True
     trial, final = (Descent(x.shape[1], classes, rates) for _ in range(2))
-    images = Images(part, geometry(encoder, views, view1))
+    images = CroppedImages(train, geometric_views(encoder, views, view1))
     size = min(batch_size, len(rows))
     steps = len(rows) // size
-    was_training = [module for module in encoder.modules() if module.training]
-    encoder.eval()
-    for epoch in range(epochs):
-        order = permutation(len(rows), key(seed, _ORDER, epoch))
-        for step in range(steps):
-            chosen = order[step * size : (step + 1) * size]
-            done = (epoch * steps + step) / (epochs * steps)
-            batch, kept = images.draw(chosen, key(seed, _VIEWS, epoch), step * size)
-            z = with_ones(standardise(_features(encoder, batch)))  # (B, F + 1)
-            y, learns = part.y[kept], ~held_out[kept]
-            final.step(z, y, done)
-            if held_out.any() and learns.any():
-                trial.step(z[learns], y[learns], done)
-    for module in was_training:
-        module.training = True
+    with evaluating(encoder):
+        for epoch in range(epochs):
+            order = permutation(len(rows), key(seed, AUGMENTED_ORDER, epoch))
+            for step in range(steps):
+                chosen = order[step * size : (step + 1) * size]
+                done = (epoch * steps + step) / (epochs * steps)
+                batch, drawn = images.draw(chosen, key(seed, AUGMENTED_VIEWS, epoch), step * size)
+                z = with_ones(standardise(_features(encoder, batch)))  # (B, F + 1)
+                y, learns = train.y[drawn], ~held_out[drawn]
+                final.step(z, y, done)
+                if held_out.any() and learns.any():
+                    trial.step(z[learns], y[learns], done)
     if rate is not None:
         best = 0
     elif held_out.any():
-        best = trial.best(x[held_out], part.y[held_out])
+        best = trial.best(x[held_out], train.y[held_out])
     else:
         best = RATES.index(RATE_UNCHOSEN)
     return fold_in(final.classifier(best), standardise), rates[best]

@@ -1,24 +1,20 @@
-"""Classifiers that are kept: saved, loaded, and used on other images."""
+"""A saved classifier: writing, loading and predicting."""
 
-import csv
-import io
 import json
 import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from barlow.checkpoint import write_atomically, write_text
+from barlow.atomic import write_atomically, write_csv, write_text
 from barlow.data import Preprocess, Source, eval_batches, open_source, preprocess_of
+from barlow.distributed import rank
 from barlow.errors import UserError
-from barlow.evaluation.compared import device_for
-from barlow.evaluation.features import telling
+from barlow.evaluation.features import select_device, with_progress
 
 log = logging.getLogger(__name__)
 
@@ -73,22 +69,22 @@ def save_classifier(classifier: Classifier, folder: str | Path) -> None:
     from barlow.share import save_encoder
 
     folder = Path(folder)
-    refuse_other(folder)
+    require_classifier_folder(folder)
     save_encoder(classifier.encoder, folder / "encoder")
     head = {k: v.detach().cpu().contiguous() for k, v in classifier.head.state_dict().items()}
     write_atomically(folder / "head.safetensors", lambda f: f.write(save(head)))
     # Last, so that a folder with this file is whole.
-    told = {
+    metadata = {
         "version": _VERSION,
         "classes": classifier.classes,
         "preprocess": preprocess_of(classifier.encoder).to_dict(),
     }
-    write_text(folder / "classifier.json", json.dumps(told, indent=2) + "\n")
+    write_text(folder / "classifier.json", json.dumps(metadata, indent=2) + "\n")
 
 
 def keep_classifier(classifier: Classifier, folder: str) -> None:
     """`save_classifier` at the end of an evaluation: a full disk must not cost its result."""
-    if dist.is_available() and dist.is_initialized() and dist.get_rank():
+    if rank():
         return  # the first rank keeps it for all
     try:
         save_classifier(classifier, folder)
@@ -96,7 +92,7 @@ def keep_classifier(classifier: Classifier, folder: str) -> None:
         log.warning("the classifier is not saved: %s", error)
 
 
-def refuse_other(folder: Path) -> None:
+def require_classifier_folder(folder: Path) -> None:
     """Raise the errors of `save_classifier` before hours of work; writes nothing.
 
     Raises:
@@ -130,11 +126,11 @@ def load_classifier(folder: str | Path) -> Classifier:
             f"--train SOURCE --out {folder}`"
         )
     try:
-        told = json.loads((folder / "classifier.json").read_text())
-        if told["version"] != _VERSION:
+        metadata = json.loads((folder / "classifier.json").read_text())
+        if metadata["version"] != _VERSION:
             raise UserError(f"{folder} is of another version of barlow: make it again")
-        classifier = Classifier(load_encoder(folder / "encoder"), list(told["classes"]))
-        classifier.encoder.preprocess = Preprocess(**told["preprocess"])
+        classifier = Classifier(load_encoder(folder / "encoder"), list(metadata["classes"]))
+        classifier.encoder.preprocess = Preprocess(**metadata["preprocess"])
         classifier.head.load_state_dict(load_file(folder / "head.safetensors"))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         if isinstance(error, UserError):
@@ -172,29 +168,24 @@ def predict(
     """
     if Path(out).suffix.lower() != ".csv":
         raise UserError(f"predictions are written as CSV: name the file {Path(out).stem}.csv")
-    device = device_for(accelerator)
+    device = select_device(accelerator)
     classifier = load_classifier(model).to(device)
     in_chans = preprocess_of(classifier.encoder).in_chans
     images = open_source(source, in_chans=in_chans, limit=limit)
     written = 0
 
-    def write(file: IO[bytes]) -> None:
+    def predictions() -> Iterator[list[str]]:
         nonlocal written
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        table = csv.writer(text, lineterminator="\n")
-        fixed = ["id", "class", "probability"]
-        names = [f"probability of {c}" if c in fixed else c for c in classifier.classes]
-        table.writerow([*fixed, *names])
         for scores, rows in scores_of(classifier, images, batch_size):
             best = scores.argmax(1).tolist()
             for row, c, shares in zip(rows.tolist(), best, scores.softmax(1).tolist(), strict=True):
-                told = [f"{share:.4f}" for share in shares]
-                table.writerow([images.ids[row], classifier.classes[c], told[c], *told])
+                cells = [f"{share:.4f}" for share in shares]
+                yield [images.ids[row], classifier.classes[c], cells[c], *cells]
             written += len(rows)
-        text.flush()
-        text.detach()  # the file is not ours to close
 
-    write_atomically(Path(out), write)
+    fixed = ["id", "class", "probability"]
+    names = [f"probability of {c}" if c in fixed else c for c in classifier.classes]
+    write_csv(Path(out), [*fixed, *names], predictions())
     for name, reason in images.skipped:
         log.warning("%s is left out: %s", name, reason)
     return written
@@ -208,6 +199,7 @@ def scores_of(
     device = classifier.head.weight.device
     preprocess = preprocess_of(classifier.encoder)
     batches = eval_batches(source, preprocess, batch_size, device=device)
-    for images, rows in telling(batches, f"classes of {len(source):,} images of {source.name}"):
+    what = f"classes of {len(source):,} images of {source.name}"
+    for images, rows in with_progress(batches, what):
         with torch.inference_mode():
             yield classifier(images).float().cpu(), rows

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from barlow.checkpoint import write_text
+from barlow.atomic import write_text
 from barlow.errors import UserError
 from barlow.evaluation.difference import Difference, differences_of, images_tested
-from barlow.evaluation.result import Result, Row, pack, text_table, unpack
+from barlow.evaluation.result import Result, Row, pack, unpack
+from barlow.run import Run
+from barlow.tables import rich_table, text_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,17 +51,7 @@ class Comparison:
 
     def table(self) -> "Table":
         """The table for a terminal."""
-        from rich.table import Table
-        from rich.text import Text
-
-        headings, *lines = self.cells()
-        # Text, or rich would take brackets in a name for markup.
-        table = Table(caption=Text(self.caption(), "table.caption"), caption_justify="left")
-        for heading in headings:
-            table.add_column(heading, justify="right" if heading else "left")
-        for line in lines:
-            table.add_row(*map(Text, line))
-        return table
+        return rich_table(self.cells(), self.caption(), others={"justify": "right"})
 
     def caption(self) -> str:
         """The names of A and B, and the notes."""
@@ -126,7 +118,7 @@ def compare(run_a: str, run_b: str) -> Comparison:
 
 
 def _cells(d: Difference) -> list[str]:
-    # Accuracies are fractions, told in percent; their differences in points of it.
+    # Accuracies are fractions, written in percent; their differences in points of it.
     share = "top" in d.metric or "recall" in d.metric
     written, signed = ("{:.2%}", "{:+.2%}") if share else ("{:.4g}", "{:+.4g}")
     known = d.low is not None and d.high is not None
@@ -159,7 +151,7 @@ def _results(run: str) -> dict[str, Result]:
     path = Path(run)
     if not path.exists():
         raise UserError(f"{run} is neither a run nor a JSON file of a result")
-    files = [path] if path.is_file() else list((path / "evaluation").glob("[!.]*.json"))
+    files = [path] if path.is_file() else Run(path).evaluation_files()
     if not files:
         raise UserError(
             f"{run} was not evaluated yet: run `barlow evaluate {run} --train SOURCE` first"
@@ -244,7 +236,7 @@ def _common(runs: _Runs) -> list[str]:
     lacking = _lacking(runs, key)
     having = next(run for run in runs if run not in lacking)
     raise UserError(
-        f"the runs were not evaluated alike: {having} has {_told(every[key])}, but not so "
+        f"the runs were not evaluated alike: {having} has {_describe(every[key])}, but not so "
         f"{' nor '.join(lacking)}; {lacking[0]} differs in {', '.join(nearest(key))}: evaluate "
         "all with the same sources and options"
     )
@@ -255,7 +247,7 @@ def _left_out(a: _Runs, b: _Runs) -> list[str]:
     both = _every(a).keys() & _every(b).keys()
     lacking = {key: _lacking(a | b, key) for key in both}
     return [
-        f"left out: {_told(result)}, not in {', '.join(lacking[key])}"
+        f"left out: {_describe(result)}, not in {', '.join(lacking[key])}"
         for key, result in _every(a).items()
         if lacking.get(key)
     ]
@@ -288,8 +280,8 @@ def _require_same_images(a: Result, b: Result) -> None:
         )
     of_a, of_b = _measured_on(a), _measured_on(b)
     if {part.get("fingerprint") for part in of_a} != {part.get("fingerprint") for part in of_b}:
-        told = (f"{part.get('images')} of {part.get('name')}" for part in [*of_a, *of_b])
-        raise UserError(f"the images differ ({', '.join(told)}): evaluate both on the same")
+        descriptions = (f"{part.get('images')} of {part.get('name')}" for part in [*of_a, *of_b])
+        raise UserError(f"the images differ ({', '.join(descriptions)}): evaluate both on the same")
 
 
 def _measured_on(result: Result) -> list[dict[str, Any]]:
@@ -298,7 +290,7 @@ def _measured_on(result: Result) -> list[dict[str, Any]]:
     return [part.get("test") or part.get("train") or {} for part in parts]
 
 
-def _told(result: Result) -> str:
+def _describe(result: Result) -> str:
     if result.protocol == "transfer":
         return f"transfer on {', '.join(result.data)}"
     part = result.data.get("train") or {}

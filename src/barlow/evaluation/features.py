@@ -9,25 +9,26 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from barlow.data import Source, eval_batches, preprocess_of
 from barlow.data.decode import BrokenImage
+from barlow.data.fingerprints import content_hash
 from barlow.data.source import hash_of
+from barlow.distributed import gather_objects, rank, world_size
 from barlow.errors import UserError
-from barlow.evaluation import kept
-from barlow.progress import slow
+from barlow.evaluation import feature_cache
+from barlow.progress import log_if_slow
 from barlow.ranks import (
     Devices,
     create_fabric,
+    divide_threads,
+    externally_launched,
     launch,
-    launched_from_outside,
-    processes_here,
-    share_threads,
+    local_world_size,
 )
 
 if TYPE_CHECKING:
@@ -75,22 +76,22 @@ def features_of(
     path = None
     if cache is not None:
         path = cache / f"{_fingerprint(encoder, part)}.safetensors"
-        found = kept.read(path)
+        found = feature_cache.load(path)
         if found is not None and _more_to_read(part, found[1]):
             found = None
         # Either all ranks read or all compute: the folder need not be the same on every machine.
-        if all(_gathered(found is not None)) and found is not None:
+        if all(gather_objects(found is not None)) and found is not None:
             return found[0], rows[found[1]]
-    if devices > 1 and _world_size() == 1 and not launched_from_outside():
+    if devices > 1 and world_size() == 1 and not externally_launched():
         x, read = _extract_by_processes(encoder, part, batch_size, devices)
     else:
         x, read = _extract_together(encoder, part, batch_size)
-    if path is not None and _rank() == 0:
-        kept.keep(path, x, read)
+    if path is not None and rank() == 0:
+        feature_cache.save(path, x, read)
     return x, rows[read]
 
 
-def tell_unread(source: Source, rows: Tensor, read: Tensor) -> None:
+def warn_unread(source: Source, rows: Tensor, read: Tensor) -> None:
     """Warn of those rows of a source that are not among the ones that were read."""
     lost = rows[~torch.isin(rows, read)]
     if len(lost):
@@ -112,14 +113,14 @@ def _more_to_read(source: Source, read: Tensor) -> bool:
 
 def _extract_together(encoder: nn.Module, source: Source, batch_size: int) -> tuple[Tensor, Tensor]:
     """`extract`, every rank a share of the images; all ranks have all features."""
-    rows = torch.arange(_rank(), len(source), _world_size())
+    rows = torch.arange(rank(), len(source), world_size())
     if len(rows) == len(source):
         return extract(encoder, source, batch_size)
     mine = (torch.empty(0), rows)
     if len(rows):
         x, read = extract(encoder, source.part(rows), batch_size)
         mine = (x, rows[read])
-    found = _gathered(mine)
+    found = gather_objects(mine)
     x, rows = torch.cat([x for x, _ in found]), torch.cat([r for _, r in found])
     order = rows.argsort()
     return x[order], rows[order]
@@ -162,7 +163,7 @@ def _extract_share(
     folder: str,
     aloud: bool,
 ) -> None:
-    share_threads(processes_here(asked))
+    divide_threads(local_world_size(asked))
     if aloud:  # what the parent has set for its logs is not known here
         logging.basicConfig(format="barlow: %(message)s")
         logging.getLogger("barlow.progress").setLevel(logging.INFO)
@@ -200,19 +201,21 @@ def _features(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     spec = getattr(encoder, "spec", None)
     by = f" by {spec.name}" if spec else ""
-    return telling(
+    return with_progress(
         stream_features(encoder, source, batch_size),
         f"features of {len(source):,} images of {source.name}{by}",
     )
 
 
-def telling(batches: Iterable[tuple[Tensor, Tensor]], what: str) -> Iterator[tuple[Tensor, Tensor]]:
+def with_progress(
+    batches: Iterable[tuple[Tensor, Tensor]], what: str
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The same batches, the second of each its rows; the first rank says how far they are."""
-    if _rank():
+    if rank():
         yield from batches
         return
-    each = f", the first of {_world_size()} processes" if _world_size() > 1 else ""
-    with slow(what + each) as reached:
+    each = f", the first of {world_size()} processes" if world_size() > 1 else ""
+    with log_if_slow(what + each) as reached:
         for batch in batches:
             yield batch
             reached(f"{int(batch[1][-1]) + 1:,} done")
@@ -230,9 +233,7 @@ def stream_features(
     """
     preprocess = preprocess_of(encoder)
     device = device_of(encoder)
-    was_training = [module for module in encoder.modules() if module.training]
-    encoder.eval()
-    try:
+    with evaluating(encoder):
         for images, rows in eval_batches(source, preprocess, batch_size, device=device):
             with torch.inference_mode():
                 y = encoder(images).float().cpu()
@@ -247,9 +248,18 @@ def stream_features(
                     "earlier checkpoint or train with a lower rate"
                 )
             yield y, rows
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode meanwhile; afterwards, or after an error, each submodule in the mode it had."""
+    was_training = [submodule for submodule in module.modules() if submodule.training]
+    module.eval()
+    try:
+        yield
     finally:
-        for module in was_training:
-            module.training = True
+        for submodule in was_training:
+            submodule.training = True
 
 
 def device_of(encoder: nn.Module) -> torch.device:
@@ -257,30 +267,35 @@ def device_of(encoder: nn.Module) -> torch.device:
     return next((p.device for p in encoder.parameters()), torch.device("cpu"))
 
 
+def resolve_encoder(encoder: str | Path | nn.Module, accelerator: str) -> nn.Module:
+    """A module as it is, where it is; anything else loaded onto a device of the accelerator."""
+    if isinstance(encoder, nn.Module):
+        return encoder
+    from barlow.share import load_encoder
+
+    device = select_device(accelerator)
+    return load_encoder(encoder).to(device)
+
+
+def select_device(accelerator: str) -> torch.device:
+    """A device of an accelerator; another one for each process that torchrun or SLURM started.
+
+    Raises:
+        UserError: if this machine has no such accelerator.
+    """
+    device = create_fabric(Devices(accelerator)).device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where what is gathered from all ranks goes
+    return device
+
+
 def cache_folder() -> Path:
     """Where features are kept: $BARLOW_CACHE, by default ~/.cache/barlow/features."""
     return Path(os.environ.get("BARLOW_CACHE") or "~/.cache/barlow/features").expanduser()
 
 
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _gathered(value: Any) -> list[Any]:
-    """The value of every rank."""
-    if _world_size() == 1:
-        return [value]
-    every: list[Any] = [None] * _world_size()
-    dist.all_gather_object(every, value)
-    return every
-
-
 def _fingerprint(encoder: nn.Module, source: Source) -> str:
-    return hash_of([fingerprint_of(encoder), kept.content_of(source)])
+    return hash_of([fingerprint_of(encoder), content_hash(source)])
 
 
 def fingerprint_of(encoder: nn.Module) -> str:
@@ -289,7 +304,7 @@ def fingerprint_of(encoder: nn.Module) -> str:
     # The text of the modules: two encoders may share all weights and differ in an activation.
     digest.update(f"{_VERSION}\n{encoder}\n{encoder.preprocess}".encode())
     spec = getattr(encoder, "spec", None)
-    if spec is not None and spec.of_maps:  # the modules do not tell which maps are read
+    if spec is not None and spec.uses_feature_maps:  # the modules do not tell which maps are read
         digest.update(f"\n{spec.pool} {spec.stages}".encode())
     for name, value in encoder.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -10,14 +10,19 @@ from torch import Tensor, nn
 
 from barlow.data import preprocess_of
 from barlow.errors import TrainingError, UserError
-from barlow.evaluation.classifier import Classifier, keep_classifier, refuse_other, scores_of
-from barlow.evaluation.compared import Line, compared, encoder_at, run_views
-from barlow.evaluation.features import tell_unread
-from barlow.evaluation.metrics import classification, right
+from barlow.evaluation.baselines import NamedEncoder, views_of_run, with_baselines
+from barlow.evaluation.classifier import (
+    Classifier,
+    keep_classifier,
+    require_classifier_folder,
+    scores_of,
+)
+from barlow.evaluation.features import resolve_encoder, warn_unread
+from barlow.evaluation.metrics import classification_metrics, is_correct
 from barlow.evaluation.result import Result, Row
 from barlow.evaluation.subsets import split
-from barlow.evaluation.task import Part, open_task
-from barlow.evaluation.tuning import tune
+from barlow.evaluation.task import LabelledImages, open_task
+from barlow.evaluation.training import train_classifier
 
 RATES = (3e-4, 1e-3, 3e-3)  # of AdamW, chosen among on held-out training images
 _STEPS = 400  # few labels still take so many steps, unless the epochs are given
@@ -98,56 +103,56 @@ def finetune(
     """
     _check(epochs, seeds, rate, crop, batch_size)
     if out is not None:
-        refuse_other(Path(out))
-    module = encoder_at(encoder, accelerator)
-    lines = compared(module, baseline, ("random", "supervised"))
+        require_classifier_folder(Path(out))
+    module = resolve_encoder(encoder, accelerator)
+    encoders = with_baselines(module, baseline, ("random", "supervised"))
     in_chans = preprocess_of(module).in_chans
     task = open_task(
         train, test, labels=labels, test_labels=test_labels, in_chans=in_chans, limit=limit
     )
     if task.kind != "classes":
         raise UserError(f"fine-tuning is for classes, and {labels} has {task.kind}: try linear")
-    tasks = [task.few(label_fraction, labels_per_class, seed + i) for i in range(seeds)]
+    tasks = [task.with_few_labels(label_fraction, labels_per_class, seed + i) for i in range(seeds)]
     if epochs is None:
         steps = -(-len(tasks[0].train.rows) // batch_size)
         epochs = max(_EPOCHS, -(-_STEPS // steps))
-    preset, changes = (views, {}) if views else run_views(encoder)
+    preset, changes = (views, {}) if views else views_of_run(encoder)
     if crop is not None:
         changes = changes | {"crop_scale": (crop, 1.0)}
     training = _Training(epochs, batch_size, preset, changes, task.names)
     rows = []
-    parts = [one.train for one in tasks]
-    for line in lines:
-        row, classifier = _row(line, parts, task.test, training, rate, seed)
+    subsets = [task_of_seed.train for task_of_seed in tasks]
+    for named_encoder in encoders:
+        row, classifier = _row(named_encoder, subsets, task.test, training, rate, seed)
         rows.append(row)
     if out is not None:  # the last row is the one with pretraining
         keep_classifier(classifier, out)
     settled = {"epochs": epochs, "views": preset} | ({"view1": changes} if changes else {})
-    return Result("finetune", tuple(rows), settled, tasks[0].described())
+    return Result("finetune", tuple(rows), settled, tasks[0].summary())
 
 
 def _row(
-    line: Line,
-    parts: list[Part],
-    test: Part,
+    named_encoder: NamedEncoder,
+    subsets: list[LabelledImages],
+    test: LabelledImages,
     training: _Training,
     rate: float | None,
     seed: int,
 ) -> tuple[Row, Classifier]:
     """One line of the table, and the classifier of its first seed."""
-    name, make = line
-    found, right_by_seed = list[dict[str, float]](), list[tuple[Tensor, Tensor]]()
+    name, make = named_encoder
+    found, correct_by_seed = list[dict[str, float]](), list[tuple[Tensor, Tensor]]()
     first: Classifier | None = None
-    for i, part in enumerate(parts):
+    for i, train in enumerate(subsets):
         start = make(seed + i)
         if rate is None:  # once a row: the labels of another seed want no other rate
-            rate = choose_rate(start, part, training, seed)
-        classifier = _tuned(start, part, training, rate, seed + i)
-        values, read, correct = _measure(classifier, part, test, training.batch_size)
+            rate = choose_rate(start, train, training, seed)
+        classifier = _train(start, train, training, rate, seed + i)
+        values, read, correct = _measure(classifier, train, test, training.batch_size)
         if not i:
-            tell_unread(test.source, test.rows, read)
+            warn_unread(test.source, test.rows, read)
         found.append(values)
-        right_by_seed.append((read, correct))
+        correct_by_seed.append((read, correct))
         first = first or classifier
     assert first is not None
     columns = {key: [values[key] for values in found] for key in found[0]}
@@ -155,25 +160,25 @@ def _row(
     spread = {k: statistics.stdev(v) for k, v in by_seed.items()}
     mean = {k: statistics.fmean(v) for k, v in columns.items()}
     chosen = {"rate": rate, "seeds": len(found)}
-    return Row(name, mean, spread, by_seed, chosen, **test.by_image(right_by_seed)), first
+    return Row(name, mean, spread, by_seed, chosen, **test.pack_correct(correct_by_seed)), first
 
 
-def choose_rate(encoder: nn.Module, part: Part, training: _Training, seed: int) -> float:
+def choose_rate(encoder: nn.Module, train: LabelledImages, training: _Training, seed: int) -> float:
     """The rate with the most held-out training images right; of equals the lower loss.
 
     Right in the mean over the classes, where these are unequal: else "always good" would win.
     A fifth of the training images is held out; where no class has two, the middle rate is taken.
     """
-    fit, held_out = split(part.y, 0.2, seed)
+    fit, held_out = split(train.y, 0.2, seed)
     if not len(held_out):
         return RATES[len(RATES) // 2]
     scored = []
     for rate in RATES:
         try:
-            classifier = _tuned(encoder, part.take(fit), training, rate, seed)
+            classifier = _train(encoder, train.take(fit), training, rate, seed)
         except TrainingError:  # too high a rate is a bad choice, not the end
             continue
-        values, *_ = _measure(classifier, None, part.take(held_out), training.batch_size)
+        values, *_ = _measure(classifier, None, train.take(held_out), training.batch_size)
         best = values.get("val_recall", values["val_top1"])
         scored.append((-best, values["val_loss"], rate))
     if not scored:
@@ -181,12 +186,12 @@ def choose_rate(encoder: nn.Module, part: Part, training: _Training, seed: int) 
     return min(scored)[2]
 
 
-def _tuned(
-    encoder: nn.Module, part: Part, training: _Training, rate: float, seed: int
+def _train(
+    encoder: nn.Module, train: LabelledImages, training: _Training, rate: float, seed: int
 ) -> Classifier:
-    return tune(
+    return train_classifier(
         encoder,
-        part,
+        train,
         training.classes,
         rate=rate,
         epochs=training.epochs,
@@ -198,22 +203,27 @@ def _tuned(
 
 
 def _measure(
-    classifier: Classifier, train: Part | None, test: Part, batch_size: int
+    classifier: Classifier,
+    train: LabelledImages | None,
+    test: LabelledImages,
+    batch_size: int,
 ) -> tuple[dict[str, float], Tensor, Tensor]:
     """The numbers, which rows of the test could be read, and whether each of them is right."""
     values: dict[str, float] = {}
     if train is not None:
         scores, rows = _scores(classifier, train, batch_size)
-        tell_unread(train.source, train.rows, rows)
-        values |= classification(scores, train.known(rows), "train")
+        warn_unread(train.source, train.rows, rows)
+        values |= classification_metrics(scores, train.labels_for(rows), "train")
     scores, rows = _scores(classifier, test, batch_size)
-    y = test.known(rows)
-    return values | classification(scores, y, "val"), rows, right(scores, y)
+    y = test.labels_for(rows)
+    return values | classification_metrics(scores, y, "val"), rows, is_correct(scores, y)
 
 
-def _scores(classifier: Classifier, part: Part, batch_size: int) -> tuple[Tensor, Tensor]:
-    found = list(scores_of(classifier, part.source.part(part.rows), batch_size))
-    return torch.cat([s for s, _ in found]), part.rows[torch.cat([r for _, r in found])]
+def _scores(
+    classifier: Classifier, images: LabelledImages, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    found = list(scores_of(classifier, images.source.part(images.rows), batch_size))
+    return torch.cat([s for s, _ in found]), images.rows[torch.cat([r for _, r in found])]
 
 
 def _check(

@@ -6,13 +6,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from barlow.address import key
+from barlow.address import HEALTH_VIEWS, key
 from barlow.data import Preprocess, Source, open_source, preprocess_of
 from barlow.data.decode import BrokenImage
 from barlow.data.source import spread
 from barlow.errors import UserError
-from barlow.evaluation.compared import compared, encoder_at
-from barlow.evaluation.features import cache_folder, device_of, features_of, tell_unread
+from barlow.evaluation.baselines import with_baselines
+from barlow.evaluation.features import (
+    cache_folder,
+    device_of,
+    evaluating,
+    features_of,
+    resolve_encoder,
+    warn_unread,
+)
 from barlow.evaluation.result import Result, Row
 from barlow.evaluation.spectrum import (
     alignment,
@@ -24,11 +31,12 @@ from barlow.evaluation.spectrum import (
     spectrum,
     uniformity,
 )
+from barlow.run import Run
+from barlow.settings import default_preset
 from barlow.views import TwoViews
 
 _PAIRS = 2_000  # images for uniformity, which looks at all pairs of them
 _VIEWED = 500  # images for LiDAR and alignment
-_STREAM = 105
 
 
 def health(
@@ -72,19 +80,19 @@ def health(
     """
     if views < 2 or images < 3:
         raise UserError(f"health of {images} images with {views} views: give at least 3 and 2")
-    module = encoder_at(encoder, accelerator)
+    module = resolve_encoder(encoder, accelerator)
     source = open_source(train, "train", in_chans=preprocess_of(module).in_chans)
     chosen = source.spread(images)
     if len(chosen) < 3:
         raise UserError(f"{train} has {len(chosen)} images: health needs three or more")
-    kept = cache_folder() if cache else None
+    folder = cache_folder() if cache else None
     rows = list[Row]()
-    for name, make in compared(module, baseline):
+    for name, make in with_baselines(module, baseline):
         one = make(seed)
         two_views = _two_views(encoder, preprocess_of(one), preset)
-        x, read = features_of(one, chosen, batch_size=batch_size, cache=kept, devices=devices)
+        x, read = features_of(one, chosen, batch_size=batch_size, cache=folder, devices=devices)
         if not rows:
-            tell_unread(chosen, torch.arange(len(chosen)), read)
+            warn_unread(chosen, torch.arange(len(chosen)), read)
         drawn = _features_of_views(one, chosen.spread(_VIEWED), two_views, views, seed)
         rows.append(_row(name, x, drawn))
     data = {"name": train, "images": len(chosen), "fingerprint": chosen.fingerprint}
@@ -109,11 +117,9 @@ def _two_views(
     encoder: str | Path | nn.Module, preprocess: Preprocess, preset: str | None
 ) -> TwoViews:
     """The views the run was trained with, where there is one and nothing else is asked for."""
-    from barlow.run import Run
-
     changes: dict[str, Any] = {}
     if preset is None:
-        preset = "small" if preprocess.image_size <= 64 else "paper"
+        preset = default_preset(preprocess.image_size)
         if not isinstance(encoder, nn.Module) and (run := Run(Path(encoder))).config_file.exists():
             settings = run.settings()
             preset = settings.view_preset
@@ -133,28 +139,25 @@ def _features_of_views(
 ) -> Tensor:
     """Features of augmented images, `(N, V, F)`, of the first and second view in turns."""
     device = device_of(encoder)
-    was_training = [module for module in encoder.modules() if module.training]
-    encoder.eval()
     found = []
-    for start in range(0, len(source), 100):
-        images, position = [], []
-        for i in range(start, min(start + 100, len(source))):
-            try:
-                images.append(source[i])
-                position.append(i)
-            except BrokenImage as error:
-                source.skip(i, str(error))
-        if not images:
-            continue
-        at = torch.tensor(position)
-        of_batch: list[Tensor] = []
-        for pair in range((views + 1) // 2):
-            stream = key(seed, _STREAM, pair)
-            crops = two_views.crop(images, stream, at)
-            for view in two_views.finish(*crops, stream, at):  # (n, C, S, S)
-                with torch.inference_mode():
-                    of_batch.append(encoder(view.to(device)).float().cpu())
-        found.append(torch.stack(of_batch[:views], 1))  # (n, V, F)
-    for module in was_training:
-        module.training = True
+    with evaluating(encoder):
+        for start in range(0, len(source), 100):
+            images, position = [], []
+            for i in range(start, min(start + 100, len(source))):
+                try:
+                    images.append(source[i])
+                    position.append(i)
+                except BrokenImage as error:
+                    source.skip(i, str(error))
+            if not images:
+                continue
+            at = torch.tensor(position)
+            of_batch: list[Tensor] = []
+            for pair in range((views + 1) // 2):
+                stream = key(seed, HEALTH_VIEWS, pair)
+                crops = two_views.crop(images, stream, at)
+                for view in two_views.finish(*crops, stream, at):  # (n, C, S, S)
+                    with torch.inference_mode():
+                        of_batch.append(encoder(view.to(device)).float().cpu())
+            found.append(torch.stack(of_batch[:views], 1))  # (n, V, F)
     return torch.cat(found).clone()

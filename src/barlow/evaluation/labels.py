@@ -215,7 +215,7 @@ def _no_number(file: str, value: str, columns: list[str], at: int) -> str:
     several = f"; or keep only one of {', '.join(columns)}" if len(columns) > 1 else ""
     return (
         f"{file}: {value!r} in column {columns[at]} is not a number: leave the cell empty where "
-        f"none is known, and write a point for a comma{several}"
+        f"none is known, and use a decimal point, not a comma{several}"
     )
 
 

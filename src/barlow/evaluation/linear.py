@@ -1,6 +1,5 @@
 """A linear classifier on features: multinomial logistic regression, fitted to its optimum."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -168,13 +167,7 @@ def _preconditioner(covariance: Tensor, classes: int, penalty: float) -> Tensor:
     return inverse.T.contiguous().float()
 
 
-def choose_penalty(
-    x: Tensor,
-    y: Tensor,
-    classes: int,
-    penalties: Sequence[float] = PENALTIES,
-    seed: int = 0,
-) -> float:
+def choose_penalty(x: Tensor, y: Tensor, classes: int, seed: int = 0) -> float:
     """Choose the penalty by the cross-entropy of training images that are held out.
 
     Five folds up to 5,000 images, a tenth beyond, where the fits on trial take no more images than
@@ -185,33 +178,31 @@ def choose_penalty(
         x: `(M, F)` float32, training features, standardised.
         y: `(M,)` int64.
         classes: C.
-        penalties: to try.
         seed: of the division.
 
     Returns:
-        One of the penalties; 0.1 if no class has two images.
+        One of `PENALTIES`; 0.1 if no class has two images.
     """
     largest = int(torch.bincount(y).max())
     if largest < 2:
         return _PENALTY_UNCHOSEN
-    ordered = sorted(penalties, reverse=True)
     if len(y) > _FEW:
         fit, held_out = split(y, 0.1, seed)
         enough = max(_ENOUGH, _A_FEATURE * x.shape[1], _A_CLASS * classes)
         if len(fit) > enough:
             fit = fit[split(y[fit], enough / len(fit), seed)[1]]
         held_out = _of_seen(y, held_out, fit)
-        return _descend(_Trial(x, y, classes, fit, held_out), ordered)
-    total = torch.zeros(len(ordered), dtype=torch.double)
+        return _descend(_Trial(x, y, classes, fit, held_out))
+    total = torch.zeros(len(PENALTIES), dtype=torch.double)
     for fit, held_out in folds(y, min(5, largest), seed):
         held_out = _of_seen(y, held_out, fit)
         if not len(held_out):
             continue
         trial, classifier = _Trial(x, y, classes, fit, held_out), None
-        for i, penalty in enumerate(ordered):
+        for i, penalty in enumerate(PENALTIES):
             loss, classifier = trial(penalty, classifier)
             total[i] += len(held_out) * loss
-    return ordered[int(total.argmin())]
+    return PENALTIES[int(total.argmin())]
 
 
 def _of_seen(y: Tensor, held_out: Tensor, fit: Tensor) -> Tensor:
@@ -219,23 +210,23 @@ def _of_seen(y: Tensor, held_out: Tensor, fit: Tensor) -> Tensor:
     return held_out[torch.isin(y[held_out], y[fit])]
 
 
-def _descend(trial: "_Trial", penalties: list[float]) -> float:
+def _descend(trial: "_Trial") -> float:
     """From the middle down to the lowest loss.
 
     With many images the loss has one valley along the penalties, and every fit is worth sparing.
     """
-    middle = len(penalties) // 2
-    found = {middle: trial(penalties[middle], None)}
+    middle = len(PENALTIES) // 2
+    found = {middle: trial(PENALTIES[middle], None)}
     for step in (1, -1):  # weaker, else stronger
         i = middle
-        while 0 <= i + step < len(penalties):
-            found[i + step] = trial(penalties[i + step], found[i][1])
+        while 0 <= i + step < len(PENALTIES):
+            found[i + step] = trial(PENALTIES[i + step], found[i][1])
             if found[i + step][0] >= found[i][0]:
                 break
             i += step
         if i != middle:
             break
-    return penalties[min(found, key=lambda i: found[i][0])]
+    return PENALTIES[min(found, key=lambda i: found[i][0])]
 
 
 class _Trial:

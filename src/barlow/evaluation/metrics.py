@@ -8,8 +8,8 @@ from barlow.errors import UserError
 from barlow.evaluation.labels import Kind
 
 
-def measured(
-    kind: Kind, scores: Tensor, y: Tensor, part: str, loss: bool = True
+def compute_metrics(
+    kind: Kind, scores: Tensor, y: Tensor, prefix: str, loss: bool = True
 ) -> dict[str, float]:
     """The numbers that go with a kind of labels.
 
@@ -17,26 +17,28 @@ def measured(
         kind: "classes", "tags" or "numbers".
         scores: `(N, T)`.
         y: of that kind.
-        part: put before the names of the numbers: "train" or "val".
+        prefix: put before the names of the numbers: "train" or "val".
         loss: whether the scores of classes are logits.
 
     Returns:
-        As `classification`, or the mean average precision of tags, or the R2 of numbers.
+        As `classification_metrics`, or the mean average precision of tags, or the R2 of numbers.
     """
     if kind == "classes":
-        return classification(scores, y, part, loss)
+        return classification_metrics(scores, y, prefix, loss)
     if kind == "tags":
-        return {f"{part}_map": mean_average_precision(scores, y)}
-    return {f"{part}_r2": r2(scores, y)}
+        return {f"{prefix}_map": mean_average_precision(scores, y)}
+    return {f"{prefix}_r2": r2(scores, y)}
 
 
-def classification(scores: Tensor, y: Tensor, name: str, loss: bool = True) -> dict[str, float]:
+def classification_metrics(
+    scores: Tensor, y: Tensor, prefix: str, loss: bool = True
+) -> dict[str, float]:
     """Cross-entropy, top-1, with more than five classes top-5, of unequal ones the mean recall.
 
     Args:
         scores: `(N, C)` logits; only their order matters without `loss`.
         y: `(N,)` int64.
-        name: put before the names of the numbers: "train" or "val".
+        prefix: put before the names of the numbers: "train" or "val".
         loss: whether the scores are logits, so that cross-entropy means something.
 
     Returns:
@@ -46,22 +48,22 @@ def classification(scores: Tensor, y: Tensor, name: str, loss: bool = True) -> d
 
     Example:
         >>> import torch
-        >>> classification(torch.eye(2), torch.tensor([0, 0]), "val", loss=False)
+        >>> classification_metrics(torch.eye(2), torch.tensor([0, 0]), "val", loss=False)
         {'val_top1': 0.5}
     """
-    found = {f"{name}_loss": float(F.cross_entropy(scores, y))} if loss else {}
-    correct = right(scores, y)
-    found[f"{name}_top1"] = float(correct.float().mean())
+    found = {f"{prefix}_loss": float(F.cross_entropy(scores, y))} if loss else {}
+    correct = is_correct(scores, y)
+    found[f"{prefix}_top1"] = float(correct.float().mean())
     if scores.shape[1] > 5:
         top = scores.topk(5).indices  # (N, 5)
-        found[f"{name}_top5"] = float((top == y[:, None]).any(1).float().mean())
+        found[f"{prefix}_top5"] = float((top == y[:, None]).any(1).float().mean())
     _, place, images = torch.unique(y, return_inverse=True, return_counts=True)
-    if name == "val" and images.max() > 2 * images.min():
+    if prefix == "val" and images.max() > 2 * images.min():
         found["val_recall"] = float((torch.bincount(place, correct.double()) / images).mean())
     return found
 
 
-def right(scores: Tensor, y: Tensor) -> Tensor:
+def is_correct(scores: Tensor, y: Tensor) -> Tensor:
     """Whether the highest score is at the label: boolean `(N,)`."""
     return scores.argmax(1) == y
 

@@ -9,18 +9,23 @@ from torch import Tensor, nn
 from barlow.data import preprocess_of
 from barlow.encoders import spec_of
 from barlow.errors import UserError
-from barlow.evaluation.classifier import Classifier, keep_classifier, refuse_other
-from barlow.evaluation.compared import compared, encoder_at, run_views
-from barlow.evaluation.features import cache_folder, features_of, tell_unread
+from barlow.evaluation.baselines import views_of_run, with_baselines
+from barlow.evaluation.classifier import Classifier, keep_classifier, require_classifier_folder
+from barlow.evaluation.features import (
+    cache_folder,
+    features_of,
+    resolve_encoder,
+    warn_unread,
+)
 from barlow.evaluation.knn import knn_scores
 from barlow.evaluation.labels import AnyKind, Kind
 from barlow.evaluation.linear import LinearClassifier, logistic_probe
-from barlow.evaluation.metrics import measured, right
+from barlow.evaluation.metrics import compute_metrics, is_correct
 from barlow.evaluation.regression import ridge_probe, tag_probe
 from barlow.evaluation.result import Result, Row
 from barlow.evaluation.sgd import sgd_probe
-from barlow.evaluation.task import Part, Task, open_task
-from barlow.progress import slow
+from barlow.evaluation.task import LabelledImages, Task, open_task
+from barlow.progress import log_if_slow
 
 _PASSES = 100  # over augmented images, Zbontar et al. 2021, appendix A
 
@@ -93,8 +98,8 @@ def linear(
         OSError: if nothing can be written to `out`.
     """
     if out is not None:
-        refuse_other(Path(out))
-    module = encoder_at(encoder, accelerator)
+        require_classifier_folder(Path(out))
+    module = resolve_encoder(encoder, accelerator)
     in_chans = preprocess_of(module).in_chans
     task = open_task(
         train,
@@ -104,13 +109,14 @@ def linear(
         kind=kind,
         in_chans=in_chans,
         limit=limit,
-    ).few(label_fraction, labels_per_class, seed)
+    ).with_few_labels(label_fraction, labels_per_class, seed)
     if task.kind != "classes" and (augment or epochs is not None):
         raise UserError(f"SGD is for classes, and these labels are {task.kind}: leave it out")
     if out is not None:
         if task.kind != "classes":
             raise UserError(
-                f"a classifier is of classes, and these labels are {task.kind}: leave --out away"
+                "only class labels give a classifier to save, and these are "
+                f"{task.kind}: drop --out"
             )
         spec_of(module)  # or it could not be saved
     rows, classes = [], len(task.names)
@@ -121,23 +127,23 @@ def linear(
             from barlow.evaluation.augmented import augmented_probe
 
             passes = _PASSES if epochs is None else epochs
-            views, view1 = run_views(encoder)
+            views, view1 = views_of_run(encoder)
             classifier, rate = augmented_probe(
                 one, task.train, classes, passes, seed=seed, views=views, view1=view1
             )
             chosen = {"rate": rate}
         else:
-            with slow(f"a classifier on the features of {len(learnt.x):,} images"):
+            with log_if_slow(f"a classifier on the features of {len(learnt.x):,} images"):
                 classifier, chosen = _fit(task.kind, learnt, classes, epochs, seed)
         scores = classifier(held_out.x)
-        values = measured(task.kind, classifier(learnt.x), learnt.y, "train")
-        values |= measured(task.kind, scores, held_out.y, "val")
-        rows.append(Row(name, values, chosen=chosen, **_by_image(task, scores, held_out)))
+        values = compute_metrics(task.kind, classifier(learnt.x), learnt.y, "train")
+        values |= compute_metrics(task.kind, scores, held_out.y, "val")
+        rows.append(Row(name, values, chosen=chosen, **_pack_correct(task, scores, held_out)))
     if out is not None:  # the last row is the one with pretraining
         whole = Classifier(module, task.names)
         whole.head.load_state_dict({"weight": classifier.weight.T, "bias": classifier.bias})
         keep_classifier(whole, out)
-    return Result("linear", tuple(rows), data=task.described())
+    return Result("linear", tuple(rows), data=task.summary())
 
 
 def knn(
@@ -190,7 +196,7 @@ def knn(
     Raises:
         UserError: if the labels do not fit, or an option is out of range.
     """
-    module = encoder_at(encoder, accelerator)
+    module = resolve_encoder(encoder, accelerator)
     in_chans = preprocess_of(module).in_chans
     task = open_task(
         train,
@@ -200,17 +206,17 @@ def knn(
         kind=kind,
         in_chans=in_chans,
         limit=limit,
-    ).few(label_fraction, labels_per_class, seed)
+    ).with_few_labels(label_fraction, labels_per_class, seed)
 
     rows = []
     for name, _, bank, queries in _lines(module, task, baseline, seed, batch_size, cache, devices):
         ks = tuple(k for k in (20, 200) if k <= len(bank.x)) or (len(bank.x),)
         found = knn_scores(queries.x, bank.x, bank.y, ks, classes=len(task.names))
         for (k, t), scores in found.items():
-            values = measured(task.kind, scores, queries.y, "val", loss=False)
-            by_image = _by_image(task, scores, queries)
-            rows.append(Row(f"{name}, k = {k}, t = {t}", values, **by_image))
-    return Result("knn", tuple(rows), data=task.described())
+            values = compute_metrics(task.kind, scores, queries.y, "val", loss=False)
+            correct = _pack_correct(task, scores, queries)
+            rows.append(Row(f"{name}, k = {k}, t = {t}", values, **correct))
+    return Result("knn", tuple(rows), data=task.summary())
 
 
 def _lines(
@@ -228,14 +234,16 @@ def _lines(
         "cache": cache_folder() if cache else None,
         "devices": devices,
     }
-    for line, (name, make) in enumerate(compared(encoder, baseline)):
+    for line, (name, make) in enumerate(with_baselines(encoder, baseline)):
         one = make(seed)
 
-        def features(part: Part, one: nn.Module = one, first: bool = not line) -> Features:
-            x, rows = features_of(one, part.source, part.rows, **how)
+        def features(
+            images: LabelledImages, one: nn.Module = one, first: bool = not line
+        ) -> Features:
+            x, rows = features_of(one, images.source, images.rows, **how)
             if first:
-                tell_unread(part.source, part.rows, rows)
-            return Features(x, part.known(rows), rows)
+                warn_unread(images.source, images.rows, rows)
+            return Features(x, images.labels_for(rows), rows)
 
         yield name, one, features(task.train), features(task.test)
 
@@ -258,7 +266,7 @@ def _fit(
     return found, {"penalty": penalty}
 
 
-def _by_image(task: Task, scores: Tensor, held_out: Features) -> dict[str, Any]:
+def _pack_correct(task: Task, scores: Tensor, held_out: Features) -> dict[str, Any]:
     if task.kind != "classes":
         return {}
-    return task.test.by_image([(held_out.rows, right(scores, held_out.y))])
+    return task.test.pack_correct([(held_out.rows, is_correct(scores, held_out.y))])

@@ -12,8 +12,10 @@ from typing import Any
 
 from torch import nn
 
+from barlow.environment import environment
 from barlow.errors import UserError
-from barlow.evaluation.result import Result, environment, plain
+from barlow.evaluation.result import Result, json_values
+from barlow.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +67,9 @@ def evaluate(
     found = function(encoder, **given)
     defaults = {name: p.default for name, p in takes.items() if p.default is not p.empty}
     asked = {k: v for k, v in {**defaults, **given}.items() if k not in _NOT_SETTINGS}
-    told = type(encoder).__name__ if isinstance(encoder, nn.Module) else str(encoder)
-    settings = {"encoder": told, "protocol": protocol, **asked, **found.settings}
-    result = replace(found, settings=plain(settings), environment=environment())
+    encoder_name = type(encoder).__name__ if isinstance(encoder, nn.Module) else str(encoder)
+    settings = {"encoder": encoder_name, "protocol": protocol, **asked, **found.settings}
+    result = replace(found, settings=json_values(settings), environment=environment())
     save_in_run(result, encoder)
     return result
 
@@ -94,11 +96,11 @@ def save_in_run(result: Result, encoder: str | Path | nn.Module) -> Path | None:
     Returns:
         The file, or None; a file that cannot be written gives a warning.
     """
-    if isinstance(encoder, nn.Module) or not (Path(encoder) / "config.yaml").exists():
+    if isinstance(encoder, nn.Module) or not (run := Run(Path(encoder))).config_file.exists():
         return None
-    told = json.dumps({"settings": result.settings, "data": result.data}, sort_keys=True)
-    name = f"{result.protocol}-{hashlib.sha256(told.encode()).hexdigest()[:8]}.json"
-    path = Path(encoder) / "evaluation" / name
+    identity = json.dumps({"settings": result.settings, "data": result.data}, sort_keys=True)
+    name = f"{result.protocol}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}.json"
+    path = run.evaluation_folder / name
     try:
         result.save(path)
     except OSError as error:  # somebody else's run, or a full disk, must not cost the evaluation

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from barlow.checkpoint import write_text
-from barlow.environment import environment as environment
+from barlow.atomic import write_text
 from barlow.errors import UserError
+from barlow.tables import rich_table, text_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -108,18 +108,8 @@ class Result:
 
     def table(self) -> "Table":
         """The table for a terminal."""
-        from rich.table import Table
-        from rich.text import Text
-
-        (corner, *headings), *lines = self.cells()
-        # Text, or rich would take brackets in a name for markup.
-        table = Table(caption=Text(self.caption(), "table.caption"), caption_justify="left")
-        table.add_column(corner, no_wrap=True)
-        for heading in headings:
-            table.add_column(heading, justify="right")
-        for line in lines:
-            table.add_row(*map(Text, line))
-        return table
+        first, others = {"no_wrap": True}, {"justify": "right"}
+        return rich_table(self.cells(), self.caption(), first=first, others=others)
 
     def caption(self) -> str:
         """One line about the data."""
@@ -175,20 +165,6 @@ def _cell(row: Row, key: str) -> str:
     return f"{text} ± {written.format(row.spread[key])}" if key in row.spread else text
 
 
-def text_table(lines: list[list[str]]) -> str:
-    """Columns of text: the first to the left, the others to the right."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(
-            [
-                line[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)),
-            ]
-        )
-        for line in lines
-    )
-
-
 def pack(correct: Tensor) -> str:
     """A boolean `(N,)` as text."""
     return base64.b64encode(np.packbits(correct.numpy()).tobytes()).decode()
@@ -200,7 +176,7 @@ def unpack(text: str, number: int) -> Tensor:
     return torch.from_numpy(np.unpackbits(bits, count=number).astype(bool))
 
 
-def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+def json_values(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as JSON takes them, without those that were not given."""
     return {
         k: v if isinstance(v, int | float) else str(v) for k, v in settings.items() if v is not None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from barlow.address import key, permutation
+from barlow.address import SGD_ORDER, SGD_SWEEP_ORDER, key, permutation
 from barlow.errors import UserError
 from barlow.evaluation.linear import LinearClassifier, fold_in, standardisation
 from barlow.evaluation.subsets import split
@@ -14,7 +14,6 @@ from barlow.evaluation.subsets import split
 # For standardised features and batches of 256, on a logarithmic grid.
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 RATE_UNCHOSEN = 1e-2  # where there is no second image of a class to hold out
-_ORDER, _SWEEP = 103, 104  # separate streams of random numbers
 _MOMENTUM = 0.9
 _DECAY = 1e-6  # Zbontar et al. 2021, appendix A
 
@@ -112,9 +111,9 @@ def sgd_probe(
         fit, held_out = split(y, 0.1, seed)
         rate = RATE_UNCHOSEN
         if len(held_out):
-            swept = train(x[fit], y[fit], RATES, _SWEEP)
+            swept = train(x[fit], y[fit], RATES, SGD_SWEEP_ORDER)
             rate = RATES[swept.best(x[held_out], y[held_out])]
-    return fold_in(train(x, y, [rate], _ORDER).classifier(0), standardise), rate
+    return fold_in(train(x, y, [rate], SGD_ORDER).classifier(0), standardise), rate
 
 
 def with_ones(x: Tensor) -> Tensor:

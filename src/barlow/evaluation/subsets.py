@@ -5,10 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from barlow.address import key, permutation
+from barlow.address import HELD_OUT, SUBSET, key, permutation
 from barlow.errors import UserError
-
-_SUBSET, _HELD_OUT = 101, 102  # separate streams of random numbers
 
 
 def labels_per_class(
@@ -45,7 +43,7 @@ def labels_per_class(
             f"{k} labels per class asked for, but class {name} has only {int(counts[fewest])}: "
             f"ask for {int(counts[fewest])} or fewer"
         )
-    return _of_each_class(y, [k if count else 0 for count in counts.tolist()], seed, _SUBSET)
+    return _of_each_class(y, [k if count else 0 for count in counts.tolist()], seed, SUBSET)
 
 
 def label_fraction(y: Tensor, fraction: float, seed: int = 0) -> Tensor:
@@ -69,7 +67,7 @@ def label_fraction(y: Tensor, fraction: float, seed: int = 0) -> Tensor:
     if not 0 < fraction <= 1:
         raise UserError(f"label fraction is {fraction}: give a number above 0 and at most 1")
     wanted = [max(1, round(fraction * n)) if n else 0 for n in torch.bincount(y).tolist()]
-    return _of_each_class(y, wanted, seed, _SUBSET)
+    return _of_each_class(y, wanted, seed, SUBSET)
 
 
 def split(y: Tensor, held_out: float, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -85,7 +83,7 @@ def split(y: Tensor, held_out: float, seed: int = 0) -> tuple[Tensor, Tensor]:
     """
     counts = torch.bincount(y).tolist()
     wanted = [min(n - 1, max(1, round(held_out * n))) if n > 1 else 0 for n in counts]
-    second = _of_each_class(y, wanted, seed, _HELD_OUT)
+    second = _of_each_class(y, wanted, seed, HELD_OUT)
     return _others(second, len(y)), second
 
 
@@ -103,7 +101,7 @@ def folds(y: Tensor, number: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
     place = torch.empty_like(y)
     offset = 0  # goes on from class to class, so that the folds are equally large
     for c, of_class in enumerate(_by_class(y)):
-        order = permutation(len(of_class), key(seed, _HELD_OUT, c))
+        order = permutation(len(of_class), key(seed, HELD_OUT, c))
         place[of_class[order]] = (torch.arange(len(of_class)) + offset) % number
         offset += len(of_class)
     parts = [(place == i).nonzero().flatten() for i in range(number)]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from barlow.address import key, permutation
+from barlow.address import TEST_SPLIT, key, permutation
 from barlow.data import Source, open_source
 from barlow.data.splits import NoSuchSplit
 from barlow.errors import UserError
@@ -21,12 +21,11 @@ from barlow.evaluation.subsets import label_fraction, labels_per_class, split
 log = logging.getLogger(__name__)
 
 _TEST_SHARE = 0.2
-_DIVISION = 110  # stream of random numbers
 _ONE = {"classes": "class", "tags": "tag", "numbers": "column"}
 
 
 @dataclass(frozen=True)
-class Part:
+class LabelledImages:
     """Labelled images of a source.
 
     Attributes:
@@ -39,30 +38,30 @@ class Part:
     rows: Tensor
     y: Tensor
 
-    def take(self, indices: Tensor) -> "Part":
+    def take(self, indices: Tensor) -> "LabelledImages":
         """Some of the images."""
-        return Part(self.source, self.rows[indices], self.y[indices])
+        return LabelledImages(self.source, self.rows[indices], self.y[indices])
 
-    def known(self, rows: Tensor) -> Tensor:
+    def labels_for(self, rows: Tensor) -> Tensor:
         """Labels of those rows, which are among `self.rows`."""
         place = torch.full((len(self.source),), -1)
         place[self.rows] = torch.arange(len(self.rows))
         return self.y[place[rows]]
 
-    def by_image(self, found: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    def pack_correct(self, found: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Any]:
         """`correct` and `read` of a `Row`, a bit for every image.
 
         Args:
             found: for each seed the rows that could be read, in order, and whether each was right.
         """
         everyone, correct = torch.ones(len(self.rows), dtype=torch.bool), list[str]()
-        for rows, right in found:
+        for rows, is_correct in found:
             read = torch.isin(self.rows, rows)
-            correct.append(pack(torch.zeros_like(read).masked_scatter(read, right)))
+            correct.append(pack(torch.zeros_like(read).masked_scatter(read, is_correct)))
             everyone &= read
         return {"correct": correct, "read": "" if everyone.all() else pack(everyone)}
 
-    def described(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Name, size and fingerprint, for the record."""
         chosen = hashlib.sha256(self.rows.numpy().tobytes() + self.y.numpy().tobytes())
         return {
@@ -83,12 +82,12 @@ class Task:
         kind: which of the three they are.
     """
 
-    train: Part
-    test: Part
+    train: LabelledImages
+    test: LabelledImages
     names: list[str]
     kind: Kind = "classes"
 
-    def few(self, fraction: float | None, per_class: int | None, seed: int) -> "Task":
+    def with_few_labels(self, fraction: float | None, per_class: int | None, seed: int) -> "Task":
         """With the part of the training images whose labels may be used, classes in balance.
 
         Raises:
@@ -107,15 +106,15 @@ class Task:
             chosen = label_fraction(y, fraction, seed)
         else:
             assert per_class is not None
-            told = [f"{name!r} of {self.train.source.name}" for name in self.names]
-            chosen = labels_per_class(y, per_class, seed, told)
+            class_names = [f"{name!r} of {self.train.source.name}" for name in self.names]
+            chosen = labels_per_class(y, per_class, seed, class_names)
         return replace(self, train=self.train.take(chosen))
 
-    def described(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Both parts and what their labels are, for the record."""
         return {
-            "train": self.train.described(),
-            "test": self.test.described(),
+            "train": self.train.summary(),
+            "test": self.test.summary(),
             self.kind: len(self.names) if self.kind == "classes" else self.names,
         }
 
@@ -188,8 +187,8 @@ def open_task(
                 *(number, len(unseen), name, hint),
             )
     return Task(
-        Part(first, known.rows, known.values),
-        Part(second, held_out.rows, held_out.values),
+        LabelledImages(first, known.rows, known.values),
+        LabelledImages(second, held_out.rows, held_out.values),
         known.names,
         known.kind,
     )
@@ -227,7 +226,7 @@ def _divided(known: Labels) -> tuple[Labels, Labels]:
     if known.kind == "classes":
         kept, held_out = split(known.values, _TEST_SHARE)
     else:
-        order = permutation(len(known.rows), key(0, _DIVISION))
+        order = permutation(len(known.rows), key(0, TEST_SPLIT))
         number = round(_TEST_SHARE * len(order))
         held_out, kept = order[:number].sort().values, order[number:].sort().values
     if not len(held_out):

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from barlow.distributed import world_size
 from barlow.errors import UserError
 
 
@@ -66,7 +67,7 @@ def global_statistics(
     """
     moments = torch.stack([*_statistics(z1), *_statistics(z2)])  # (4, D)
     sizes = [len(z1)]
-    if (ranks := _world_size(group)) > 1:
+    if (ranks := world_size(group)) > 1:
         counts = moments.new_full((1, moments.shape[1]), len(z1))
         mine = torch.cat([moments, counts])  # (5, D)
         every = mine.new_empty(ranks, *mine.shape)
@@ -86,7 +87,7 @@ def global_statistics(
 
 def batch_sizes(z: Tensor, group: Any) -> list[int]:
     """How many samples each rank holds."""
-    ranks = _world_size(group)
+    ranks = world_size(group)
     if ranks == 1:
         return [len(z)]
     every = z.new_empty(ranks, dtype=torch.int64)
@@ -111,11 +112,6 @@ def gather(z: Tensor, sizes: list[int], group: Any) -> Tensor:
     every = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(every, padded, group)
     return torch.cat([part[:size] for part, size in zip(every, sizes, strict=True)])
-
-
-def _world_size(group: Any) -> int:
-    several = dist.is_available() and dist.is_initialized()
-    return dist.get_world_size(group) if several else 1
 
 
 def sum_over_ranks(x: Tensor, sizes: list[int], group: Any) -> Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from barlow.errors import one_line
 
 if TYPE_CHECKING:
-    from barlow.report.seen import Seen
+    from barlow.report.analysis import Analysis
     from barlow.run import Run
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def write_report(runs: Sequence[str], *, out: str | None = None) -> Path:
     Raises:
         UserError: if a folder is not a run, or a file in it is damaged.
     """
-    from barlow.checkpoint import write_text
+    from barlow.atomic import write_text
     from barlow.report.facts import collect
     from barlow.report.overlay import overlay
     from barlow.report.page import page
@@ -40,16 +40,16 @@ def write_report(runs: Sequence[str], *, out: str | None = None) -> Path:
         facts = [replace(one, name=str(one.path)) for one in facts]
     first, alone = Run(Path(runs[0])), len(runs) == 1
     path = Path(out) if out else first.report_file if alone else first.path / "comparison.html"
-    write_text(path, page(facts[0], look_if_possible(first)) if alone else overlay(facts))
+    write_text(path, page(facts[0], analyse_or_none(first)) if alone else overlay(facts))
     return path
 
 
-def look_if_possible(run: "Run") -> "Seen | None":
-    """What the encoder makes of images, for the report; None, with a warning, if that fails."""
-    from barlow.report.seen import look
+def analyse_or_none(run: "Run") -> "Analysis | None":
+    """The analysis of images by a run's encoder; None, with a warning, if it fails."""
+    from barlow.report.analysis import analyse
 
     try:
-        return look(run)
+        return analyse(run)
     except Exception as error:  # the rest of the page is worth having
         log.warning("the report of %s goes without its images: %s", run.path, one_line(error))
         return None

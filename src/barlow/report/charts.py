@@ -100,14 +100,14 @@ def chart(title: str, series: Sequence[Series], *, x: str = "epoch", log: bool =
         f'<li class="c{s.colour}{" dashed" if s.dashed else ""}">{escape(s.name)}</li>'
         for s in series
     )
-    shown = f'<ul class="legend">{legend}</ul>' if len(series) > 1 else ""
-    label = f"{title}. " + " ".join(_told(s, x) for s in series)
+    legend_list = f'<ul class="legend">{legend}</ul>' if len(series) > 1 else ""
+    label = f"{title}. " + " ".join(_describe(s, x) for s in series)
     return (
         f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">'
         f"{_grid(across, up, x)}{lines}"
         f'<line class="cursor" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" hidden></line></svg>'
-        f"{shown}<output></output>{data_of(data)}</figure>"
+        f"{legend_list}<output></output>{data_of(data)}</figure>"
     )
 
 
@@ -166,7 +166,7 @@ def _grid(across: Axis, up: Axis, x: str) -> str:
     return "".join(parts)
 
 
-def _told(series: Series, x: str) -> str:
+def _describe(series: Series, x: str) -> str:
     (a, first), (b, last) = series.points[0], series.points[-1]
     return (
         f"{series.name}: from {number(first)} at {x} {number(a)} to {number(last)} at "

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from barlow.errors import UserError
-from barlow.evaluation.compared import WITH, WITHOUT
+from barlow.evaluation.baselines import WITH_PRETRAINING, WITHOUT_PRETRAINING
 from barlow.evaluation.result import Result, Row
 from barlow.run import Run
 from barlow.settings import Settings
@@ -80,9 +80,7 @@ def collect(run: Run) -> Facts:
     """
     if not run.config_file.exists():
         raise UserError(f"no run at {run.path}: give the folder that `barlow pretrain` wrote")
-    results = sorted(
-        (run.path / "evaluation").glob("[!.]*.json"), key=lambda p: p.stat().st_mtime, reverse=True
-    )
+    results = sorted(run.evaluation_files(), key=lambda p: p.stat().st_mtime, reverse=True)
     return Facts(
         run.path.resolve().name,
         run.path,
@@ -115,20 +113,21 @@ class Verdict:
 def verdict(facts: Facts) -> Verdict | None:
     """The number that says most: of the newest linear result, else of the newest of any kind."""
     for result in sorted(facts.results, key=lambda r: r.protocol != "linear"):
-        without, with_ = _row(result, WITHOUT), _row(result, WITH)
+        without, with_ = _row(result, WITHOUT_PRETRAINING), _row(result, WITH_PRETRAINING)
         if without is None or with_ is None:
             continue
         for metric in ("val_top1", "val_map", "val_r2"):
             if metric in with_.values and metric in without.values:
-                return Verdict(without.values[metric], with_.values[metric], metric, told(result))
+                how = describe_protocol(result)
+                return Verdict(without.values[metric], with_.values[metric], metric, how)
     return None
 
 
-def told(result: Result) -> str:
+def describe_protocol(result: Result) -> str:
     """How a result was measured, in words.
 
     Example:
-        >>> told(Result("linear", (), {"labels_per_class": 10}))
+        >>> describe_protocol(Result("linear", (), {"labels_per_class": 10}))
         'linear classifier on the frozen encoder, 10 labels a class'
     """
     words = {

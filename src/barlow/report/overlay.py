@@ -11,9 +11,9 @@ from barlow.report.page import (
     TRAINING,
     curves,
     data_name,
+    format_metric,
     results,
     seconds,
-    shown,
 )
 
 
@@ -52,8 +52,8 @@ def _summary(runs: Sequence[Facts]) -> str:
         lines.append(
             [
                 facts.name,
-                shown(found.without, found.metric) if found else "",
-                shown(found.with_, found.metric) if found else "",
+                format_metric(found.without, found.metric) if found else "",
+                format_metric(found.with_, found.metric) if found else "",
                 *(f"{last[name]:.4g}" if name in last else "" for name in ("loss", "val_loss")),
                 facts.progress,
                 seconds(last.get("seconds", 0.0)),

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from html import escape
 
 from barlow.command import command
+from barlow.report.analysis import Analysis
 from barlow.report.charts import Series, chart, number
-from barlow.report.facts import Facts, Verdict, told, verdict
+from barlow.report.facts import Facts, Verdict, describe_protocol, verdict
 from barlow.report.html import Section, document, folded, listing, table
 from barlow.report.pictures import confusion, map_of, matrices, neighbours, spectra, views
-from barlow.report.seen import Seen
 
 # Column of metrics.csv: title of its chart. Columns that are not here are called by their name.
 TITLES = {
@@ -31,12 +31,12 @@ CLOCK = ("step", "epoch", "seconds")
 _LISTED = 100  # warnings, or images that cannot be read, at most
 
 
-def page(facts: Facts, seen: Seen | None, *, live: str = "") -> str:
+def page(facts: Facts, analysis: Analysis | None, *, live: str = "") -> str:
     """The page of one run.
 
     Args:
         facts: what its folder says.
-        seen: what its encoder makes of images, if they were at hand.
+        analysis: what its encoder makes of images, if they were at hand.
         live: version of the page, if it is to ask its server for news.
 
     Returns:
@@ -45,17 +45,17 @@ def page(facts: Facts, seen: Seen | None, *, live: str = "") -> str:
     columns = {name.removeprefix("val_") for name in facts.columns()}
     health = sorted(columns - {*TRAINING, *PACE, *CLOCK})
     sections = [
-        Section("worth", "What it is worth", _worth(facts, seen)),
-        Section("data", "What it was trained on", _data(facts, seen)),
+        Section("worth", "What it is worth", _worth(facts, analysis)),
+        Section("data", "What it was trained on", _data(facts, analysis)),
         Section("training", "Training", _training(facts) if facts.rows else ""),
-        Section("health", "Health", _health(facts, health, seen)),
-        Section("matrix", "Cross-correlation matrix", matrices(seen) if seen else ""),
-        Section("neighbours", "Nearest neighbours", neighbours(seen) if seen else ""),
-        Section("map", "Map of the representation", map_of(seen) if seen else ""),
+        Section("health", "Health", _health(facts, health, analysis)),
+        Section("matrix", "Cross-correlation matrix", matrices(analysis) if analysis else ""),
+        Section("neighbours", "Nearest neighbours", neighbours(analysis) if analysis else ""),
+        Section("map", "Map of the representation", map_of(analysis) if analysis else ""),
         Section("events", "What happened on the way", _events(facts)),
         Section("settings", "Settings, and how to repeat it", _settings(facts)),
     ]
-    return document(f"{facts.name} - Barlow Twins", _head(facts, seen), sections, live)
+    return document(f"{facts.name} - Barlow Twins", _head(facts, analysis), sections, live)
 
 
 def curves(runs: Sequence[Facts], columns: Sequence[str]) -> str:
@@ -87,17 +87,17 @@ def results(facts: Facts) -> str:
     """The tables of `RUN/evaluation/`, the newest first."""
     parts = []
     for result in facts.results:
-        title = told(result).capitalize()
+        title = describe_protocol(result).capitalize()
         parts.append(f"<h3>{escape(title)}</h3>{table(result.cells(), title)}")
         parts.append(f'<p class="soft">{escape(result.caption())}</p>')
     return "".join(parts)
 
 
-def shown(value: float, metric: str) -> str:
+def format_metric(value: float, metric: str) -> str:
     """A number of a result: accuracies in percent.
 
     Example:
-        >>> shown(0.857, "val_top1"), shown(0.5, "val_r2")
+        >>> format_metric(0.857, "val_top1"), format_metric(0.5, "val_r2")
         ('85.7 %', '0.500')
     """
     return f"{100 * value:.1f} %" if "top" in metric else f"{value:.3f}"
@@ -126,7 +126,7 @@ def data_name(facts: Facts) -> str:
     return f"{data['images']:,} images of {data['name']}"
 
 
-def _head(facts: Facts, seen: Seen | None) -> str:
+def _head(facts: Facts, analysis: Analysis | None) -> str:
     settings = facts.settings
     encoder = f"the encoder of {settings.init}" if settings.init else settings.encoder
     what = f"{encoder}, trained with Barlow Twins on {data_name(facts)}"
@@ -134,11 +134,12 @@ def _head(facts: Facts, seen: Seen | None) -> str:
     head = f'<header><h1>{escape(facts.name)}</h1><p class="soft">{escape(what)}; {state}.</p>'
     if found := verdict(facts):
         head += _verdict(found)
-    elif seen and seen.knn:
-        how = f"the 20 nearest of {seen.bank:,} labelled training images vote"
+    elif analysis and analysis.knn:
+        trained_on = "training images, whose labels it did not know"
+        how = f"the 20 nearest of {analysis.bank:,} labelled training images vote"
         head += _verdict(
-            Verdict(*seen.knn, "val_top1", how),
-            "held-out images" if seen.held_out else "training images, whose labels it did not know",
+            Verdict(*analysis.knn, "val_top1", how),
+            "held-out images" if analysis.held_out else trained_on,
         )
     last = facts.rows[-1] if facts.rows else {}
     cards = [("epochs", facts.progress)]
@@ -148,14 +149,14 @@ def _head(facts: Facts, seen: Seen | None) -> str:
     if last:
         cards.append(("training", seconds(last["seconds"])))
         cards.append(("images a second", number(last["images_per_second"])))
-    if seen:
-        cards.append(("parameters", number(seen.parameters)))
+    if analysis:
+        cards.append(("parameters", number(analysis.parameters)))
     return head + listing(cards, "cards") + "</header>"
 
 
 def _verdict(found: Verdict, images: str = "test images") -> str:
     names = {"val_top1": "top-1 accuracy", "val_map": "mean average precision", "val_r2": "R²"}
-    without, with_ = (shown(v, found.metric) for v in (found.without, found.with_))
+    without, with_ = (format_metric(v, found.metric) for v in (found.without, found.with_))
     name = names[found.metric]
     return (
         f'<p class="verdict"><s aria-label="without pretraining {without}">{without}</s>'
@@ -165,17 +166,17 @@ def _verdict(found: Verdict, images: str = "test images") -> str:
     )
 
 
-def _worth(facts: Facts, seen: Seen | None) -> str:
+def _worth(facts: Facts, analysis: Analysis | None) -> str:
     body = results(facts)
-    if not body and seen and seen.knn:
+    if not body and analysis and analysis.knn:
         body = (
             "<p>Not evaluated yet: <code>barlow evaluate</code> measures what a classifier makes "
             "of the encoder, and <code>barlow report</code> then puts the table here.</p>"
         )
-    return body + (confusion(seen) if seen else "")
+    return body + (confusion(analysis) if analysis else "")
 
 
-def _data(facts: Facts, seen: Seen | None) -> str:
+def _data(facts: Facts, analysis: Analysis | None) -> str:
     settings, start = facts.settings, facts.starts[-1] if facts.starts else {}
     pairs = [("source", f"<code>{escape(settings.source)}</code>")]
     if data := start.get("data"):
@@ -186,9 +187,9 @@ def _data(facts: Facts, seen: Seen | None) -> str:
     size = f"{settings.image_size} &times; {settings.image_size}, {settings.channels} channel(s)"
     pairs.append(("a view", f"{size}, preset {escape(settings.view_preset)}"))
     if environment := start.get("environment"):
-        told_of = [f"{name} {value}" for name, value in environment.items() if value != "none"]
-        pairs.append(("machine and versions", escape(", ".join(told_of))))
-    return listing(pairs) + (views(seen) if seen else "")
+        versions = [f"{name} {value}" for name, value in environment.items() if value != "none"]
+        pairs.append(("machine and versions", escape(", ".join(versions))))
+    return listing(pairs) + (views(analysis) if analysis else "")
 
 
 def _training(facts: Facts) -> str:
@@ -200,9 +201,9 @@ def _training(facts: Facts) -> str:
     )
 
 
-def _health(facts: Facts, columns: Sequence[str], seen: Seen | None) -> str:
+def _health(facts: Facts, columns: Sequence[str], analysis: Analysis | None) -> str:
     over_time = curves([facts], columns)
-    return over_time + (spectra(seen) if seen else "")
+    return over_time + (spectra(analysis) if analysis else "")
 
 
 def _events(facts: Facts) -> str:

@@ -6,10 +6,10 @@ from html import escape
 import torch
 from torch import Tensor
 
-from barlow.correlation import heat_map
+from barlow.correlation_matrices import heat_map
+from barlow.report.analysis import Analysis, ShownImage
 from barlow.report.charts import Series, chart, data_of, histogram, number
 from barlow.report.html import data_uri, img, scrolling, sprite, table
-from barlow.report.seen import Seen, Shown
 
 _CLASSES = 20  # of a confusion matrix that is drawn; of more, the worst pairs are listed
 _MAP, _EDGE = 640, 14  # width of the map, and its margin
@@ -17,21 +17,21 @@ _COLUMNS = 32  # of the sheet of thumbnails
 _PAIRS = 10
 
 
-def confusion(seen: Seen) -> str:
+def confusion(analysis: Analysis) -> str:
     """True classes by those that the nearest neighbours vote for."""
-    if seen.confusion is None or seen.knn is None:
+    if analysis.confusion is None or analysis.knn is None:
         return ""
-    without, with_ = (f"{100 * share:.1f} %" for share in seen.knn)
+    without, with_ = (f"{100 * share:.1f} %" for share in analysis.knn)
     head = (
         "<h3>Which classes are taken for which</h3><p>The class that the 20 nearest of "
-        f"{seen.bank:,} training images vote for, nothing fitted: {with_} right, "
+        f"{analysis.bank:,} training images vote for, nothing fitted: {with_} right, "
         f"{without} without pretraining.</p>"
     )
-    if len(seen.classes) > _CLASSES:
-        return head + _worst(seen.confusion, seen.classes)
-    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in seen.classes)
+    if len(analysis.classes) > _CLASSES:
+        return head + _worst(analysis.confusion, analysis.classes)
+    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in analysis.classes)
     rows = []
-    for name, counts in zip(seen.classes, seen.confusion.tolist(), strict=True):
+    for name, counts in zip(analysis.classes, analysis.confusion.tolist(), strict=True):
         cells = "".join(
             f'<td style="--share:{count / max(sum(counts), 1):.3f}"'
             f"{' class=none' if not count else ''}>{count}</td>"
@@ -55,12 +55,12 @@ def _worst(counts: Tensor, classes: list[str]) -> str:
     return table(lines, "The classes most often confused")
 
 
-def views(seen: Seen) -> str:
+def views(analysis: Analysis) -> str:
     """Images and their two views."""
     figures = "".join(
         f'<figure><div class="three">{img(image, f"image {name}")}{img(one, "its first view")}'
         f"{img(two, 'its second view')}</div></figure>"
-        for name, image, one, two in seen.views
+        for name, image, one, two in analysis.views
     )
     return (
         "<h3>Images and their two views</h3><p>What differs between the views is what the encoder "
@@ -68,13 +68,13 @@ def views(seen: Seen) -> str:
     )
 
 
-def spectra(seen: Seen) -> str:
+def spectra(analysis: Analysis) -> str:
     """How the variance is spread over directions."""
     lines = [
         Series(name, [(i + 1.0, share) for i, share in enumerate(shares)], colour)
         for name, shares, colour in (
-            ("trained", seen.spectra[1], 0),
-            ("untrained", seen.spectra[0], 1),
+            ("trained", analysis.spectra[1], 0),
+            ("untrained", analysis.spectra[0], 1),
         )
     ]
     # Shares a million times below the first are rounding.
@@ -82,19 +82,20 @@ def spectra(seen: Seen) -> str:
         Series(s.name, [(a, b) for a, b in s.points if b > 1e-6 * s.points[0][1]], s.colour)
         for s in lines
     ]
-    before, after = (number(value) for value in seen.rankmes)
+    before, after = (number(value) for value in analysis.rankmes)
     return (
         f"<h3>Spectrum of the representation</h3><p>A slow fall means that many directions carry "
-        f"something. Counted smoothly (RankMe) they are {after} of {seen.width}, "
+        f"something. Counted smoothly (RankMe) they are {after} of {analysis.width}, "
         f"{before} before the training.</p>"
         f'<div class="grid">{chart("Share of the variance", kept, x="direction", log=True)}</div>'
     )
 
 
-def matrices(seen: Seen) -> str:
+def matrices(analysis: Analysis) -> str:
     """The matrix at the start and now, as pictures and as distributions."""
     figures, diagonal, off = [], [], []
-    for matrix, name, colour in zip(seen.matrices, ("at the start", "now"), (1, 0), strict=True):
+    named = zip(analysis.matrices, ("at the start", "now"), (1, 0), strict=True)
+    for matrix, name, colour in named:
         on_it = matrix.diagonal()
         off_it = matrix[~torch.eye(len(matrix), dtype=torch.bool)]
         rms = float(off_it.square().mean().sqrt()) if len(off_it) else 0.0
@@ -104,14 +105,14 @@ def matrices(seen: Seen) -> str:
         figures.append(f"<figure>{caption}{drawn}</figure>")
         diagonal.append(Series(name, histogram(on_it), colour))
         off.append(Series(name, histogram(off_it), colour) if len(off_it) else Series(name, []))
-    chance = 1 / math.sqrt(seen.matrix_images)
-    some = f"; of {seen.features:,} features evenly spaced ones are shown"
+    chance = 1 / math.sqrt(analysis.matrix_images)
+    some = f"; of {analysis.features:,} features evenly spaced ones are shown"
     return (
         "<p>Correlation of every feature of one view's embedding with every feature of the "
         "other's. Training wants ones on the diagonal, where both views of an image agree, and "
-        f"zeros beside it, where features repeat each other. Of {seen.matrix_images} images; "
+        f"zeros beside it, where features repeat each other. Of {analysis.matrix_images} images; "
         f"chance alone gives correlations of about {chance:.2f}"
-        f"{some if seen.features > 256 else ''}.</p>"
+        f"{some if analysis.features > 256 else ''}.</p>"
         f"{img(heat_map(torch.linspace(-1, 1, 255)[None]), '', 'scale')}"
         '<div class="ends" aria-hidden="true">'
         "<span>&minus;1</span><span>0</span><span>1</span></div>"
@@ -121,11 +122,11 @@ def matrices(seen: Seen) -> str:
     )
 
 
-def neighbours(seen: Seen) -> str:
+def neighbours(analysis: Analysis) -> str:
     """Images, and the training images that the encoder finds most like them."""
-    asked = "held-out" if seen.held_out else "training"
+    asked = "held-out" if analysis.held_out else "training"
     rows = []
-    for query, found in seen.neighbours:
+    for query, found in analysis.neighbours:
         cells = [f"<li>{_cell(query, f'{asked} image', query.label)}</li>"]
         for image, similarity in found:
             kind = "" if None in (image.label, query.label) else "same"
@@ -135,36 +136,36 @@ def neighbours(seen: Seen) -> str:
             cells.append(f'<li class="{kind}">{_cell(image, alt, note)}</li>')
         rows.append(f'<ul class="near">{"".join(cells)}</ul>')
     return (
-        f"<p>Each row begins with a {asked} image; after it, of {seen.bank:,} training images, "
+        f"<p>Each row begins with a {asked} image; after it, of {analysis.bank:,} training images, "
         "those with the most similar representation (cosine).</p>" + "".join(rows)
     )
 
 
-def _cell(image: Shown, alt: str, note: str | None) -> str:
+def _cell(image: ShownImage, alt: str, note: str | None) -> str:
     named = f"{alt}, {image.label}" if image.label else alt
     text = f'<span title="{escape(image.name)}">{escape(note or image.name)}</span>'
     return img(image.picture, named) + text
 
 
-def map_of(seen: Seen) -> str:
+def map_of(analysis: Analysis) -> str:
     """Images as points in a plane, their thumbnails on hover."""
-    if not seen.map:
+    if not analysis.map:
         return ""
-    xs, ys = zip(*seen.map, strict=True)
-    mapped = {s.label for s in seen.mapped}
-    present = [name for name in seen.classes if name in mapped]
+    xs, ys = zip(*analysis.map, strict=True)
+    mapped = {s.label for s in analysis.mapped}
+    present = [name for name in analysis.classes if name in mapped]
     colour = {name: _hue(i, len(present)) for i, name in enumerate(present)}
     points = []
-    for (x, y), image in zip(seen.map, seen.mapped, strict=True):
+    for (x, y), image in zip(analysis.map, analysis.mapped, strict=True):
         style = f' style="--dot:{colour[image.label]}"' if image.label else ""
         points.append(f'<circle cx="{_at(x, xs)}" cy="{_at(y, ys)}" r="5"{style}></circle>')
-    side = max(max(s.picture.size) for s in seen.mapped)
-    sheet = data_uri(sprite([s.picture for s in seen.mapped], side, _COLUMNS))
+    side = max(max(s.picture.size) for s in analysis.mapped)
+    sheet = data_uri(sprite([s.picture for s in analysis.mapped], side, _COLUMNS))
     data = {
         "side": side,
         "columns": _COLUMNS,
-        "labels": [s.label for s in seen.mapped],
-        "texts": [f"{s.label}: {s.name}" if s.label else s.name for s in seen.mapped],
+        "labels": [s.label for s in analysis.mapped],
+        "texts": [f"{s.label}: {s.name}" if s.label else s.name for s in analysis.mapped],
     }
     keys = "".join(
         f'<li><button type="button" aria-pressed="false" data-label="{escape(name)}" '
@@ -172,7 +173,7 @@ def map_of(seen: Seen) -> str:
         for name in present
         if len(present) <= 2 * _CLASSES
     )
-    kind = "held-out" if seen.held_out else "training"
+    kind = "held-out" if analysis.held_out else "training"
     by = ", coloured by class, which the training did not know" if present else ""
     label = (
         f"Map of {len(points)} {kind} images by their representation{by}. "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from barlow.errors import UserError
 
 if TYPE_CHECKING:
-    from barlow.report.seen import Seen
+    from barlow.report.analysis import Analysis
     from barlow.run import Run
 
 _HERE = "127.0.0.1"
@@ -44,7 +44,7 @@ def server_of(run: str, port: int = 0) -> ThreadingHTTPServer:
     from barlow.run import Run
 
     folder = Run(Path(run))
-    collect(folder)  # a mistake is told now, not in the browser
+    collect(folder)  # a mistake is an error now, not in the browser
     try:
         return ThreadingHTTPServer((_HERE, port), _handler(_Page(folder)))
     except (OSError, OverflowError) as error:
@@ -52,44 +52,43 @@ def server_of(run: str, port: int = 0) -> ThreadingHTTPServer:
 
 
 class _Page:
-    """The page as it is now; what the encoder sees is made anew only for a new checkpoint."""
+    """The page as it is now; images are analysed anew only for a new checkpoint."""
 
     def __init__(self, run: "Run") -> None:
         self._run = run
-        self._seen: Seen | None = None
-        self._looked_at = 0.0
-        self._looking = threading.Lock()
+        self._analysis: Analysis | None = None
+        self._analysed_at = 0.0
+        self._analysing = threading.Lock()
 
     def version(self) -> str:
         """Another text whenever the page is another; as an ETag."""
         files = [self._run.metrics_file, self._run.log_file, self._run.skipped_file]
-        evaluated = sorted((self._run.path / "evaluation").glob("[!.]*.json"))
-        times = [_time(file) for file in [*files, *evaluated]]
-        return '"' + "-".join(f"{time:.3f}" for time in [*times, self._looked_at]) + '"'
+        times = [_time(file) for file in [*files, *self._run.evaluation_files()]]
+        return '"' + "-".join(f"{time:.3f}" for time in [*times, self._analysed_at]) + '"'
 
     def html(self) -> str:
         """The page; what takes long is made meanwhile, for the next one."""
         from barlow.report.facts import collect
         from barlow.report.page import page
 
-        if self._saved() > self._looked_at and not self._looking.locked():
-            threading.Thread(target=self._look, daemon=True).start()
-        return page(collect(self._run), self._seen, live=self.version())
+        if self._saved() > self._analysed_at and not self._analysing.locked():
+            threading.Thread(target=self._analyse, daemon=True).start()
+        return page(collect(self._run), self._analysis, live=self.version())
 
     def _saved(self) -> float:
         return _time(self._run.encoder_folder / "model.safetensors")
 
-    def _look(self) -> None:
-        from barlow.report import look_if_possible
+    def _analyse(self) -> None:
+        from barlow.report import analyse_or_none
 
-        with self._looking:
+        with self._analysing:
             saved = self._saved()
-            if saved > self._looked_at:
-                self._seen = look_if_possible(self._run) or self._seen
-                self._looked_at = saved
+            if saved > self._analysed_at:
+                self._analysis = analyse_or_none(self._run) or self._analysis
+                self._analysed_at = saved
 
 
-def _handler(shown: _Page) -> type[BaseHTTPRequestHandler]:
+def _handler(page: _Page) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             # A page from elsewhere must not read this one under a name of its own.
@@ -98,10 +97,10 @@ def _handler(shown: _Page) -> type[BaseHTTPRequestHandler]:
                 self.send_error(403)
             elif self.path != "/":
                 self.send_error(404)
-            elif self.headers.get("If-None-Match") == shown.version():
-                self._answer(304, "", shown.version())
+            elif self.headers.get("If-None-Match") == page.version():
+                self._answer(304, "", page.version())
             else:
-                version, text = shown.version(), shown.html()
+                version, text = page.version(), page.html()
                 self._answer(200, text, version)
 
         do_HEAD = do_GET

@@ -1,4 +1,4 @@
-"""Which encoder a set of weights is of, told by names and shapes alone."""
+"""The architecture of an encoder, inferred from the names and shapes of its weights alone."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from torch import Tensor
 from barlow.encoders import EncoderSpec
 from barlow.errors import UserError
 
-Named = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 # (has bottleneck blocks, blocks of each layer): timm's name.
 _RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
@@ -21,7 +21,7 @@ _RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
     (True, (3, 4, 23, 3)): "resnet101",
     (True, (3, 8, 36, 3)): "resnet152",
 }
-# Width: what timm calls it. A vision transformer's heads cannot be told from its weights; these
+# Width: timm's name for it. The number of heads does not show in the weights; these
 # names stand for 64 channels a head, and `_with_heads` knows who has others.
 _VITS = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
 
@@ -29,7 +29,7 @@ _IMAGE_SIZE = {"standard": 224, "small": 32, "padded": 32}
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundEncoder:
     """An encoder among weights.
 
     Attributes:
@@ -39,11 +39,11 @@ class Found:
     """
 
     prefix: str
-    weights: Named
+    weights: StateDict
     spec: EncoderSpec
 
 
-def find_encoder(tensors: Named, padded: bool = False) -> Found | None:
+def find_encoder(tensors: StateDict, padded: bool = False) -> FoundEncoder | None:
     """The encoder among the weights of a file.
 
     Args:
@@ -68,34 +68,34 @@ def find_encoder(tensors: Named, padded: bool = False) -> Found | None:
                 spec = _with_stem(spec, prefix, _first_layer(inside) - 2)
             if infer is _infer_vit:
                 spec = _with_heads(spec, prefix, weights, tensors)
-            return Found(prefix, weights, spec)
+            return FoundEncoder(prefix, weights, spec)
     return None
 
 
 _AVERAGED = re.compile(r"momentum|teacher|target|(?:^|[._])(?:ema|k|key)(?:[._]|$)")
 
 
-def torchvision_names(weights: Named) -> Named:
+def torchvision_names(weights: StateDict) -> StateDict:
     """timm's names turned into torchvision's, for a plain vision transformer.
 
     For ResNets the two are the same; other architectures keep timm's.
     """
     if not all(re.fullmatch(_PLAIN_VIT, name) for name in weights):
         return weights
-    return {_renamed(name, reverse=True): value for name, value in weights.items()}
+    return {_rename(name, reverse=True): value for name, value in weights.items()}
 
 
-def timm_names(weights: Named) -> Named:
+def timm_names(weights: StateDict) -> StateDict:
     """The inverse of `torchvision_names`."""
     return _vit_names(weights) if "class_token" in weights else weights
 
 
-def _resnet_names(weights: Named) -> Named:
+def _resnet_names(weights: StateDict) -> StateDict:
     # lightly's own ResNets say shortcut.
     return {name.replace(".shortcut.", ".downsample."): v for name, v in weights.items()}
 
 
-def _sequential_names(weights: Named) -> Named:
+def _sequential_names(weights: StateDict) -> StateDict:
     """`nn.Sequential` of a ResNet's children: numbers in place of names."""
     layer1 = _first_layer(weights)
     names = {"0": "conv1", "1": "bn1"} | {str(layer1 + i): f"layer{i + 1}" for i in range(4)}
@@ -106,11 +106,11 @@ def _sequential_names(weights: Named) -> Named:
     return _resnet_names(renamed)
 
 
-def _first_layer(weights: Named) -> int:
+def _first_layer(weights: StateDict) -> int:
     return min(int(m[1]) for name in weights if (m := re.match(r"(\d+)\.0\.conv1\.", name)))
 
 
-def _infer_resnet(weights: Named, padded: bool) -> EncoderSpec:
+def _infer_resnet(weights: StateDict, padded: bool) -> EncoderSpec:
     conv1 = weights.get("conv1.weight")
     if conv1 is None or conv1.ndim != 4 or conv1.shape[-1] not in (3, 7):
         raise UserError("its ResNet has another stem than one 7x7 or 3x3 convolution")
@@ -156,7 +156,9 @@ def _with_stem(spec: EncoderSpec, prefix: str, between: int) -> EncoderSpec:
     return spec
 
 
-def _with_heads(spec: EncoderSpec, prefix: str, weights: Named, tensors: Named) -> EncoderSpec:
+def _with_heads(
+    spec: EncoderSpec, prefix: str, weights: StateDict, tensors: StateDict
+) -> EncoderSpec:
     """The tiny and small transformers of MoCo v3, and of MAE after it, have 12 heads.
 
     Their positions are fixed, zero for the class token; so are those of timm's transformers
@@ -176,7 +178,7 @@ def _with_heads(spec: EncoderSpec, prefix: str, weights: Named, tensors: Named) 
     )
 
 
-def _infer_vit(weights: Named, padded: bool) -> EncoderSpec:
+def _infer_vit(weights: StateDict, padded: bool) -> EncoderSpec:
     width, in_chans, patch = weights["patch_embed.proj.weight"].shape[:3]
     if width not in _VITS or "cls_token" not in weights or "pos_embed" not in weights:
         raise UserError(
@@ -211,7 +213,7 @@ _VIT_NAMES = [
 ]
 
 
-def _renamed(name: str, reverse: bool = False) -> str:
+def _rename(name: str, reverse: bool = False) -> str:
     for ours, theirs in _VIT_NAMES:
         old, new = (ours, theirs) if reverse else (theirs, ours)
         if old.startswith(".") and old in name:
@@ -221,13 +223,15 @@ def _renamed(name: str, reverse: bool = False) -> str:
     return name
 
 
-def _vit_names(weights: Named) -> Named:
-    return {_renamed(name): value for name, value in weights.items()}
+def _vit_names(weights: StateDict) -> StateDict:
+    return {_rename(name): value for name, value in weights.items()}
 
 
 # A name that gives an encoder away, with what comes before it in brackets; how its names become
-# timm's; how the rest is told from the shapes.
-_FAMILIES: list[tuple[str, Callable[[Named], Named], Callable[[Named, bool], EncoderSpec]]] = [
+# timm's; how the rest follows from the shapes.
+_FAMILIES: list[
+    tuple[str, Callable[[StateDict], StateDict], Callable[[StateDict, bool], EncoderSpec]]
+] = [
     (r"((?:.*\.)?)layer1\.0\.conv1\.weight$", _resnet_names, _infer_resnet),
     # But not a stage of something else, such as a Swin.
     (r"((?:.*\.)?)(?<!layers\.\d\.)blocks\.0\.attn\.qkv\.weight$", dict, _infer_vit),

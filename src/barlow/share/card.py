@@ -21,8 +21,8 @@ from barlow.settings import Settings
 _PAPER = "[Barlow Twins](https://arxiv.org/abs/2103.03230) (Zbontar et al. 2021)"
 _OF_A_NEW_ENCODER = ("encoder", "encoder_args", "stem", "pool", "stages", "pretrained")
 _HALF = " (matrices and filters rounded to float16; loading makes float32 of them)"
-# What says where and how often something was done, not what.
-_NOT_TOLD = {
+# Settings that say where and how often something was done, not what was done.
+_OMITTED = {
     *("devices", "accelerator", "workers", "compile"),
     *("save_every", "save_minutes", "eval_every", "log_every", "track"),
 }
@@ -43,32 +43,32 @@ def model_card(encoder: nn.Module, where: str, repository: str, license: str) ->
     run = Run(Path(where))
     settings = run.settings() if run.config_file.exists() else None
     parts = [
-        _head(settings, license),
+        _metadata(settings, license),
         f"# {repository.partition('/')[2]}\n",
-        _what(encoder, trained_here=settings is not None),
-        _use(repository, encoder),
+        _summary(encoder, trained_here=settings is not None),
+        _usage(repository, encoder),
     ]
     if settings:
-        parts += [_data(settings), _training(run, settings), _results(run)]
+        parts += [_data_section(settings), _training_section(run, settings), _results_section(run)]
     elif origin := getattr(encoder, "origin", ""):
-        parts.append(f"## Origin\n{_shown_in(str(origin), where)}\n")
+        parts.append(f"## Origin\n{_with_public_path(str(origin), where)}\n")
     parts.append(f"## Licence\nThe weights: {license}. Written by barlow-twins {__version__}.\n")
     return "\n".join(parts)
 
 
-def _head(settings: Settings | None, license: str) -> str:
+def _metadata(settings: Settings | None, license: str) -> str:
     head: dict[str, object] = {
         "license": license,
         "library_name": "timm",
         "pipeline_tag": "image-feature-extraction",
         "tags": ["barlow-twins", "self-supervised-learning", "timm"],
     }
-    if settings and (of_hub := re.match(r"hf://([^:@]+)", settings.source)):
-        head["datasets"] = [of_hub[1]]
+    if settings and (hub_source := re.match(r"hf://([^:@]+)", settings.source)):
+        head["datasets"] = [hub_source[1]]
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n"
 
 
-def _what(encoder: nn.Module, trained_here: bool) -> str:
+def _summary(encoder: nn.Module, trained_here: bool) -> str:
     spec, how = spec_of(encoder), preprocess_of(encoder)
     millions = sum(p.numel() for p in encoder.parameters()) / 1e6
     half = any(p.dtype == torch.float16 for p in encoder.parameters())
@@ -86,9 +86,9 @@ def _stem(stem: str) -> str:
     return f" with a 3x3 stride-{STEM_STRIDE[stem]} stem and no pooling"
 
 
-def _use(repository: str, encoder: nn.Module) -> str:
+def _usage(repository: str, encoder: nn.Module) -> str:
     imports, call = "import timm", "encoder({image})  # PIL image in, (1, F) out"
-    if (spec := spec_of(encoder)).of_maps:
+    if (spec := spec_of(encoder)).uses_feature_maps:
         imports += "\nimport torch\nfrom torch.nn.functional import adaptive_avg_pool2d"
         call = (
             f"[\n    adaptive_avg_pool2d(each, {spec.pool}).flatten(1)\n"
@@ -116,93 +116,95 @@ features = encoder(encoder.preprocess(image)[None])
 """
 
 
-def _data(settings: Settings) -> str:
-    told = f"`{shown(settings.source)}`"
+def _data_section(settings: Settings) -> str:
+    text = f"`{public_path(settings.source)}`"
     if settings.limit:
-        told += f", the first {settings.limit} images"
+        text += f", the first {settings.limit} images"
     if settings.init:
-        told += f"; the training started from `{shown(settings.init)}`"
+        text += f"; the training started from `{public_path(settings.init)}`"
     elif settings.pretrained:
-        told += "; the training started from timm's supervised weights"
-    return f"## Data\n{told}. The training itself used no labels.\n"
+        text += "; the training started from timm's supervised weights"
+    return f"## Data\n{text}. The training itself used no labels.\n"
 
 
-def _training(run: Run, settings: Settings) -> str:
+def _training_section(run: Run, settings: Settings) -> str:
     rows = [
-        (field.name, _value(getattr(settings, field.name)))
+        (field.name, _format_value(getattr(settings, field.name)))
         for field in dataclasses.fields(Settings)
-        if field.name not in _NOT_TOLD and _is_told(getattr(settings, field.name))
+        if field.name not in _OMITTED and _is_set(getattr(settings, field.name))
         if not (settings.init and field.name in _OF_A_NEW_ENCODER)
     ]
-    told = _markdown([["setting", "value"], *rows])
+    text = _markdown_table([["setting", "value"], *rows])
     measured = run.metrics()
     if measured:
         last = measured[-1]
-        told += (
+        text += (
             f"\n{last['step']:.0f} steps in {last['seconds'] / 60:,.0f} minutes; at the end the "
             f"invariance term was {last['invariance']:.4g}, the redundancy-reduction term "
             f"{last['redundancy']:.4g}.\n"
         )
-    again = command(settings, "RUN", _NOT_TOLD, shown)
-    return f"## Training\n```\n{again}\n```\n{told}"
+    rerun = command(settings, "RUN", exclude=_OMITTED, format_path=public_path)
+    return f"## Training\n```\n{rerun}\n```\n{text}"
 
 
-def _results(run: Run) -> str:
-    files = sorted((run.path / "evaluation").glob("[!.]*.json"))
+def _results_section(run: Run) -> str:
+    files = run.evaluation_files()
     if not files:
         return "## Results\nNot evaluated yet.\n"
-    return "## Results\n" + "\n".join(_result(Result.load(file)) for file in files)
+    return "## Results\n" + "\n".join(_result_table(Result.load(file)) for file in files)
 
 
-def _result(result: Result) -> str:
+def _result_table(result: Result) -> str:
     options = ", ".join(
-        f"{name} {_value(value)}"
+        f"{name} {_format_value(value)}"
         for name, value in result.settings.items()
-        if name not in ("encoder", "train", "test", "batch_size") and _is_told(value)
+        if name not in ("encoder", "train", "test", "batch_size") and _is_set(value)
     )
     sources = result.settings.get("sources", [])  # of a transfer, whose rows begin with them
     data = [
-        f"{part}: {told['images']} images of `{shown(str(told['name']))}`"
+        f"{part}: {split['images']} images of `{public_path(str(split['name']))}`"
         for part in ("train", "test")
-        if not sources and (told := result.data.get(part))
+        if not sources and (split := result.data.get(part))
     ]
     heading, *rows = result.cells()
     table = [heading, *([_row_name(name, sources), *cells] for name, *cells in rows)]
-    return f"{_markdown(table)}\n{'. '.join([*data, options])}.\n"
+    return f"{_markdown_table(table)}\n{'. '.join([*data, options])}.\n"
 
 
 def _row_name(name: str, sources: Sequence[str]) -> str:
     source = next((source for source in sources if name.startswith(f"{source}, ")), "")
-    return shown(source) + name.removeprefix(source)
+    return public_path(source) + name.removeprefix(source)
 
 
-def _is_told(value: object) -> bool:
+def _is_set(value: object) -> bool:
     return value is not None and value is not False and value != {}
 
 
-def _value(value: object) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, str):
-        return shown(value)
+        return public_path(value)
     if isinstance(value, list):
-        return ", ".join(map(_value, value))
+        return ", ".join(map(_format_value, value))
     return json.dumps(value)
 
 
-def shown(place: str) -> str:
-    """A place as it may be shown to others; a local path is shortened to its last two parts.
+def public_path(place: str) -> str:
+    """A path as it may be published; a local path is shortened to its last two parts.
 
     Example:
-        >>> shown("/home/me/photos/2026"), shown("../acme/photos/2026"), shown("hf://owner/name")
-        ('photos/2026', 'photos/2026', 'hf://owner/name')
+        >>> public_path("/home/me/photos/2026"), public_path("../acme/photos/2026")
+        ('photos/2026', 'photos/2026')
+        >>> public_path("hf://owner/name")
+        'hf://owner/name'
     """
     return place if "://" in place else "/".join(Path(place).parts[-2:]).lstrip("/")
 
 
-def _shown_in(text: str, place: str) -> str:
-    return text.replace(place, shown(place))
+def _with_public_path(text: str, place: str) -> str:
+    return text.replace(place, public_path(place))
 
 
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
+def _markdown_table(lines: Sequence[Sequence[str]]) -> str:
     """A table of lines, the first its headings."""
     written = [
         "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines

@@ -12,14 +12,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from barlow.checkpoint import write_atomically
+from barlow.atomic import write_atomically
 from barlow.data import preprocess_of
 from barlow.encoders import spec_of
 from barlow.errors import UserError
 from barlow.evaluation.classifier import Classifier, load_classifier
 from barlow.share.architectures import torchvision_names
 from barlow.share.loading import load_encoder
-from barlow.share.timm_folder import halve, refuse_what_timm_lacks, save_encoder
+from barlow.share.timm_folder import halve_precision, require_timm_support, save_encoder
 
 _TOLERANCE = 1e-4  # of the greatest feature or score, or of 1
 
@@ -70,41 +70,43 @@ def export(
     """
     if format not in _FORMATS:
         raise UserError(f"no format {format!r}: there are {', '.join(_FORMATS)}")
-    path, (suffix, write) = Path(out), _FORMATS[format]
+    path, chosen = Path(out), _FORMATS[format]
     if path.exists():
         raise UserError(f"{out} is there already: give another name")
-    if path.suffix != suffix and suffix:
-        raise UserError(f"a file of format {format} ends in {suffix}: name it {path.stem}{suffix}")
-    if preprocess and write not in (_onnx, _torch_export):
+    if chosen.suffix and path.suffix != chosen.suffix:
         raise UserError(
-            f"format {format} says how images are prepared beside the weights: leave --preprocess "
-            "to onnx and torch-export"
+            f"a file of format {format} ends in {chosen.suffix}: name it {path.stem}{chosen.suffix}"
         )
-    if half and write not in (_timm, _safetensors):
+    if preprocess and not chosen.is_graph:
         raise UserError(
-            f"format {format} computes as PyTorch does: leave --half to timm and safetensors"
+            f"format {format} says how images are prepared beside the weights: --preprocess works "
+            "only with onnx and torch-export"
+        )
+    if half and chosen.is_graph:
+        raise UserError(
+            f"format {format} computes as PyTorch does: --half works only with timm and safetensors"
         )
     if isinstance(encoder, nn.Module):
         module, inner = deepcopy(encoder), "its attribute encoder"
     else:
-        module, inner = _loaded(encoder), f"{encoder}/encoder"
-    if isinstance(module, Classifier) and write in (_timm, _safetensors):
+        module, inner = _load_encoder_or_classifier(encoder), f"{encoder}/encoder"
+    if isinstance(module, Classifier) and not chosen.is_graph:
         raise UserError(
             f"format {format} takes encoders, and this is a classifier: give {inner}, or export "
             "class scores as onnx or torch-export"
         )
     if half:
-        halve(module)
-    return Exported(path, write(module.cpu().eval(), path, preprocess))
+        halve_precision(module)
+    return Exported(path, chosen.write(module.cpu().eval(), path, preprocess))
 
 
-def _loaded(place: str | Path) -> nn.Module:
-    kept = (Path(place) / "classifier.json").exists()
-    return load_classifier(place) if kept else load_encoder(place)
+def _load_encoder_or_classifier(place: str | Path) -> nn.Module:
+    is_classifier = (Path(place) / "classifier.json").exists()
+    return load_classifier(place) if is_classifier else load_encoder(place)
 
 
-def _timm(encoder: nn.Module, path: Path, _: bool) -> None:
-    refuse_what_timm_lacks(encoder)
+def _write_timm(encoder: nn.Module, path: Path, _: bool) -> None:
+    require_timm_support(encoder)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         save_encoder(encoder, beside)
@@ -113,15 +115,15 @@ def _timm(encoder: nn.Module, path: Path, _: bool) -> None:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _safetensors(encoder: nn.Module, path: Path, _: bool) -> None:
+def _write_safetensors(encoder: nn.Module, path: Path, _: bool) -> None:
     from safetensors.torch import save
 
     weights = {k: v.contiguous() for k, v in encoder.state_dict().items()}
-    data = save(torchvision_names(weights), {"barlow": _description(encoder)})
+    data = save(torchvision_names(weights), {"barlow": _metadata(encoder)})
     write_atomically(path, lambda file: file.write(data))
 
 
-def _onnx(encoder: nn.Module, path: Path, preprocess: bool) -> float:
+def _write_onnx(encoder: nn.Module, path: Path, preprocess: bool) -> float:
     try:
         import onnx
         import onnxruntime
@@ -143,7 +145,7 @@ def _onnx(encoder: nn.Module, path: Path, preprocess: bool) -> float:
     )
     assert program is not None
     model = program.model_proto
-    onnx.helper.set_model_props(model, {"barlow": _description(encoder)})
+    onnx.helper.set_model_props(model, {"barlow": _metadata(encoder)})
     data = model.SerializeToString()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
@@ -155,22 +157,28 @@ def _onnx(encoder: nn.Module, path: Path, preprocess: bool) -> float:
     return difference
 
 
-def _torch_export(encoder: nn.Module, path: Path, preprocess: bool) -> float:
+def _write_torch_export(encoder: nn.Module, path: Path, preprocess: bool) -> float:
     graph, images, shapes = _traceable(encoder, preprocess)
     program = torch.export.export(graph, (images,), dynamic_shapes=(shapes,))
     data = io.BytesIO()
-    torch.export.save(program, data, extra_files={"barlow": _description(encoder)})
+    torch.export.save(program, data, extra_files={"barlow": _metadata(encoder)})
     data.seek(0)
     difference = _greatest_difference(encoder, preprocess, torch.export.load(data).module())
     write_atomically(path, lambda file: file.write(data.getvalue()))
     return difference
 
 
-_FORMATS: dict[str, tuple[str, Callable[[nn.Module, Path, bool], float | None]]] = {
-    "timm": ("", _timm),
-    "safetensors": (".safetensors", _safetensors),
-    "onnx": (".onnx", _onnx),
-    "torch-export": (".pt2", _torch_export),
+class _Format(NamedTuple):
+    suffix: str  # empty for a folder
+    write: Callable[[nn.Module, Path, bool], float | None]
+    is_graph: bool
+
+
+_FORMATS = {
+    "timm": _Format("", _write_timm, is_graph=False),
+    "safetensors": _Format(".safetensors", _write_safetensors, is_graph=False),
+    "onnx": _Format(".onnx", _write_onnx, is_graph=True),
+    "torch-export": _Format(".pt2", _write_torch_export, is_graph=True),
 }
 
 
@@ -191,7 +199,7 @@ def _traceable(encoder: nn.Module, preprocess: bool) -> tuple[nn.Module, Tensor,
     """A module, images to trace it with, and which of their axes may have any length."""
     from torch.export import Dim
 
-    images = next(_images(encoder, preprocess))
+    images = next(_random_images(encoder, preprocess))
     shapes: dict[int, Any] = {0: Dim("batch")}
     if not preprocess:
         return encoder, images, shapes
@@ -199,7 +207,7 @@ def _traceable(encoder: nn.Module, preprocess: bool) -> tuple[nn.Module, Tensor,
     return _WithPreprocess(encoder).eval(), images, shapes
 
 
-def _images(encoder: nn.Module, preprocess: bool) -> Iterator[Tensor]:
+def _random_images(encoder: nn.Module, preprocess: bool) -> Iterator[Tensor]:
     """Random images in several batch sizes, and, before preprocessing, in several sizes."""
     random, how = torch.Generator().manual_seed(0), preprocess_of(encoder)
     size = how.image_size
@@ -218,7 +226,7 @@ def _greatest_difference(
     encoder: nn.Module, preprocess: bool, run: Callable[[Tensor], Tensor]
 ) -> float:
     worst, prepare = 0.0, preprocess_of(encoder).prepare
-    for images in _images(encoder, preprocess):
+    for images in _random_images(encoder, preprocess):
         features = encoder(prepare(images) if preprocess else images)
         difference = float((run(images) - features).abs().max())
         if not difference <= _TOLERANCE * max(1.0, float(features.abs().max())):
@@ -230,9 +238,9 @@ def _greatest_difference(
     return worst
 
 
-def _description(encoder: nn.Module) -> str:
+def _metadata(encoder: nn.Module) -> str:
     """What it takes to build the encoder again, and the classes, for the head of a file."""
-    told: dict[str, Any] = {"preprocess": preprocess_of(encoder).to_dict()}
+    description: dict[str, Any] = {"preprocess": preprocess_of(encoder).to_dict()}
     if isinstance(encoder, Classifier):
-        told["classes"], encoder = encoder.classes, encoder.encoder
-    return json.dumps({"encoder": spec_of(encoder).to_dict(), **told})
+        description["classes"], encoder = encoder.classes, encoder.encoder
+    return json.dumps({"encoder": spec_of(encoder).to_dict(), **description})

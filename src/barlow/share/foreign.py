@@ -6,10 +6,10 @@ from torch import Tensor
 
 from barlow.data import Preprocess
 from barlow.errors import UserError
-from barlow.share.architectures import Found, find_encoder
-from barlow.share.loaded import Loaded, counted, load_weights
+from barlow.share.architectures import FoundEncoder, find_encoder
+from barlow.share.building import LoadedEncoder, count_names, load_weights
 from barlow.share.projectors import find_projector, widths_of
-from barlow.share.reading import Weights
+from barlow.share.weights_file import WeightsFile
 
 
 class _Project(NamedTuple):
@@ -19,7 +19,7 @@ class _Project(NamedTuple):
     padded: bool = False  # whether its 3x3 stem pads by two pixels
 
 
-# The first that a file is like is told as its origin.
+# The first that matches a file is named as its origin.
 _PROJECTS = (
     _Project("dame-cell/barlow-twins", "model_state_dict", ("encoder.", "projector.fc1.")),
     _Project("facebookresearch/barlowtwins", "model", ("backbone.", "projector.")),
@@ -38,11 +38,11 @@ _CIFAR = {
     100: ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
 
-# What stands on an encoder in one module with it, and is left out.
-_ON_TOP = ("fc.", "head.", "heads.", "linear.", "classifier.", "projector.", "projection_head.")
+# Heads that an encoder may end in; they are left out.
+_HEADS = ("fc.", "head.", "heads.", "linear.", "classifier.", "projector.", "projection_head.")
 
 
-def load_foreign(weights: Weights, where: str) -> Loaded:
+def load_foreign(weights: WeightsFile, where: str) -> LoadedEncoder:
     """Build the encoder that the weights of another project are of.
 
     Args:
@@ -62,7 +62,7 @@ def load_foreign(weights: Weights, where: str) -> Loaded:
     if found is None:
         raise UserError(
             f"{where} has no weights of a ResNet or vision transformer, but of "
-            f"{counted(name.partition('.')[0] for name in weights.tensors)}; for another timm "
+            f"{count_names(name.partition('.')[0] for name in weights.tensors)}; for another timm "
             "architecture, put them in a folder as model.safetensors, beside a config.json that "
             'says {"architecture": NAME}'
         )
@@ -71,7 +71,7 @@ def load_foreign(weights: Weights, where: str) -> Loaded:
     spec = found.spec
     encoder = spec.build()
     known = encoder.state_dict()
-    if unknown := [k for k in found.weights if k not in known and not k.startswith(_ON_TOP)]:
+    if unknown := [k for k in found.weights if k not in known and not k.startswith(_HEADS)]:
         raise UserError(
             f"the weights in {where} do not fit: {spec.name} has no {unknown[0]}, nor "
             f"{len(unknown) - 1} more"
@@ -90,10 +90,10 @@ def load_foreign(weights: Weights, where: str) -> Loaded:
     )
     if spec.stem == "small" and classifier is not None:
         origin += "; its stem is taken to pad by one pixel, which of solo-learn's would be two"
-    return Loaded(encoder, _projector(weights, found), origin)
+    return LoadedEncoder(encoder, _projector(weights, found), origin)
 
 
-def _projector(weights: Weights, found: Found) -> dict[str, Tensor]:
+def _projector(weights: WeightsFile, found: FoundEncoder) -> dict[str, Tensor]:
     projector, top = find_projector(weights.tensors), found.weights.get("fc.weight")
     if projector and top is not None and len(top) == widths_of(projector)[0]:
         return {}  # it read what a layer behind the features made of them
@@ -109,7 +109,7 @@ _STEMS = {
 }
 
 
-def _is_of(project: _Project, weights: Weights) -> bool:
+def _is_of(project: _Project, weights: WeightsFile) -> bool:
     names = [*weights.tensors, *map(str, weights.state)]
     marked = all(any(name.startswith(mark) for name in names) for mark in project.marks)
     return marked and project.container == weights.container

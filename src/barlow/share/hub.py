@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from barlow.data.hub import PREFIX
 from barlow.errors import UserError, one_line
 from barlow.share.timm_folder import WEIGHTS_FILES
 
-PREFIX = "hf://"
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
 
 

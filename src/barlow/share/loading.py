@@ -9,14 +9,15 @@ from typing import Any
 from torch import nn
 
 from barlow.checkpoint import load_last
-from barlow.errors import UserError, reading
+from barlow.data.hub import PREFIX as HUB_PREFIX
+from barlow.errors import UserError, user_error_if_unreadable
 from barlow.share import hub
 from barlow.share.architectures import timm_names
+from barlow.share.building import LoadedEncoder, build_described, load_weights
 from barlow.share.foreign import load_foreign
-from barlow.share.loaded import Loaded, built, load_weights
 from barlow.share.projectors import find_projector
-from barlow.share.reading import read_weights
 from barlow.share.timm_folder import load_timm_folder
+from barlow.share.weights_file import read_weights
 
 log = logging.getLogger(__name__)
 
@@ -50,21 +51,21 @@ def load_encoder(where: str | Path) -> nn.Module:
         UserError: if there is no encoder at that place, it cannot be loaded safely, or its weights
             do not fit the architecture.
     """
-    loaded = load(where)
+    loaded = load_with_projector(where)
     if loaded.origin:
         log.info(loaded.origin)
     return loaded.encoder
 
 
-def load(where: str | Path) -> Loaded:
+def load_with_projector(where: str | Path) -> LoadedEncoder:
     """`load_encoder`, with the projector if there is one, and without logging."""
-    if str(where).startswith(hub.PREFIX):
-        loaded = _at(hub.download(str(where)), str(where))
+    if str(where).startswith(HUB_PREFIX):
+        loaded = _load_path(hub.download(str(where)), str(where))
     elif str(where) in shipped_encoders():
         with as_file(_SHIPPED / str(where)) as folder:
             loaded = load_timm_folder(folder, str(where))
     else:
-        loaded = _at(Path(where), str(where))
+        loaded = _load_path(Path(where), str(where))
     loaded.encoder.origin = loaded.origin  # type: ignore[assignment]
     loaded.encoder.eval()
     return loaded
@@ -75,38 +76,38 @@ def shipped_encoders() -> list[str]:
     return sorted(p.name for p in _SHIPPED.iterdir() if p.is_dir() and p.name[0] != "_")
 
 
-def _at(path: Path, told: str) -> Loaded:
+def _load_path(path: Path, name: str) -> LoadedEncoder:
     if path.is_file():
-        return _in_file(path, told)
+        return _load_file(path, name)
     if (path / "config.json").exists():
-        return load_timm_folder(path, told)
+        return load_timm_folder(path, name)
     if (path / "encoder" / "config.json").exists():
-        return load_timm_folder(path / "encoder", told)
+        return load_timm_folder(path / "encoder", name)
     if (state := load_last(path / "checkpoints" / "last.ckpt")) is not None:
-        return Loaded(_of_run(state, told).encoder)
+        return LoadedEncoder(_load_checkpoint(state, name).encoder)
     raise UserError(
-        f"no encoder at {told!r}: give a run, a checkpoint, a timm folder, "
-        f"{hub.PREFIX}OWNER/NAME for a model of the Hugging Face hub, or "
+        f"no encoder at {name!r}: give a run, a checkpoint, a timm folder, "
+        f"{HUB_PREFIX}OWNER/NAME for a model of the Hugging Face hub, or "
         f"{' or '.join(shipped_encoders())}, which comes with this package"
     )
 
 
-def _in_file(path: Path, told: str) -> Loaded:
+def _load_file(path: Path, name: str) -> LoadedEncoder:
     weights = read_weights(path)
     if "barlow" in weights.metadata:
-        with reading(told):
-            encoder = built(json.loads(weights.metadata["barlow"]))
-        load_weights(encoder, timm_names(weights.tensors), told)
-        return Loaded(encoder)
+        with user_error_if_unreadable(name):
+            encoder = build_described(json.loads(weights.metadata["barlow"]))
+        load_weights(encoder, timm_names(weights.tensors), name)
+        return LoadedEncoder(encoder)
     if {"encoder", "preprocess", "model"} <= weights.state.keys():
-        return _of_run(weights.state, told)
-    return load_foreign(weights, told)
+        return _load_checkpoint(weights.state, name)
+    return load_foreign(weights, name)
 
 
-def _of_run(state: dict[str, Any], told: str) -> Loaded:
-    with reading(told):
+def _load_checkpoint(state: dict[str, Any], name: str) -> LoadedEncoder:
+    with user_error_if_unreadable(name):
         model = state["model"]
-        encoder = built(state)
+        encoder = build_described(state)
     weights = {k.removeprefix("encoder."): v for k, v in model.items() if k.startswith("encoder.")}
-    load_weights(encoder, weights, told)
-    return Loaded(encoder, find_projector(model))
+    load_weights(encoder, weights, name)
+    return LoadedEncoder(encoder, find_projector(model))

@@ -14,7 +14,8 @@ _PREFIXES = (
 )
 # Beside heads of MSN and DINO, which have GELUs where ours have ReLUs and are called alike.
 _OTHER_HEADS = ("prototypes", "projection_head.last_layer.")
-_SEED = {"fc1": "0", "bn1": "1", "fc2": "3", "bn2": "4", "fc3": "6"}
+# The layers of dame-cell/barlow-twins as positions in `create_projector`.
+_DAME_CELL = {"fc1": "0", "bn1": "1", "fc2": "3", "bn2": "4", "fc3": "6"}
 
 
 def find_projector(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -36,7 +37,7 @@ def find_projector(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, value in tensors.items():
         if name.startswith(prefix):
             layer, _, rest = name.removeprefix(prefix).partition(".")
-            found[f"{_SEED.get(layer, layer)}.{rest}"] = value
+            found[f"{_DAME_CELL.get(layer, layer)}.{rest}"] = value
     for name in [k for k in found if re.fullmatch(r"\d+\.bias", k)]:
         at = int(name.removesuffix(".bias"))
         if found.get(f"{at}.weight", torch.empty(0)).ndim == 2:

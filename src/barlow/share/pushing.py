@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from torch import nn
 
-from barlow.checkpoint import write_text
+from barlow.atomic import write_text
 from barlow.errors import UserError, one_line
 from barlow.share.card import model_card
 from barlow.share.loading import load_encoder
-from barlow.share.timm_folder import halve, refuse_what_timm_lacks, save_encoder
+from barlow.share.timm_folder import halve_precision, require_timm_support, save_encoder
 
 
 class Pushed(NamedTuple):
@@ -59,9 +59,9 @@ def push(
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise UserError(f"{repository!r} is no name of a repository: give OWNER/NAME")
     module = load_encoder(encoder)
-    refuse_what_timm_lacks(module)
+    require_timm_support(module)
     if half:
-        halve(module)
+        halve_precision(module)
     card = model_card(module, encoder, repository, license)
     if dry_run:
         return _write(module, card, Path(tempfile.mkdtemp(prefix="barlow-push-")))

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from barlow.checkpoint import write_atomically, write_text
+from barlow.atomic import write_atomically, write_text
 from barlow.data import preprocess_of
 from barlow.encoders import STEM_STRIDE, size_args, spec_of
-from barlow.errors import UserError, reading
-from barlow.share.loaded import Loaded, built, load_weights
-from barlow.share.reading import read_weights
+from barlow.errors import UserError, user_error_if_unreadable
+from barlow.share.building import LoadedEncoder, build_described, load_weights
+from barlow.share.weights_file import read_weights
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -31,14 +31,14 @@ def save_encoder(encoder: nn.Module, folder: Path) -> None:
 
     Args:
         encoder: from `create_encoder` or `load_encoder`, with its `preprocess`. An encoder that
-            timm lacks (see `refuse_what_timm_lacks`) is written for `load_encoder` only; timm
+            timm lacks (see `require_timm_support`) is written for `load_encoder` only; timm
             rejects its weights.
         folder: created if needed; its two files are replaced.
     """
     spec, preprocess = spec_of(encoder), preprocess_of(encoder)
     weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
     model_args = size_args(spec.name, spec.image_size) | spec.model_args
-    if spec.of_maps:
+    if spec.uses_feature_maps:
         model_args["global_pool"] = ""  # the last map, `(N, C, H, W)`: timm has no such pooling
     size = preprocess.image_size
     interpolation = "bilinear"
@@ -73,7 +73,7 @@ def save_encoder(encoder: nn.Module, folder: Path) -> None:
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
-def refuse_what_timm_lacks(encoder: nn.Module) -> None:
+def require_timm_support(encoder: nn.Module) -> None:
     """Raise a UserError for an encoder that plain timm cannot compute."""
     if spec_of(encoder).stem == "linear":
         raise UserError(
@@ -82,7 +82,7 @@ def refuse_what_timm_lacks(encoder: nn.Module) -> None:
         )
 
 
-def halve(encoder: nn.Module) -> None:
+def halve_precision(encoder: nn.Module) -> None:
     """Round the matrices and filters of an encoder to float16 in place, for half the file size.
 
     Scales, biases and statistics stay float32; loading converts everything back to float32.
@@ -92,31 +92,34 @@ def halve(encoder: nn.Module) -> None:
             parameter.data = parameter.data.half()
 
 
-def load_timm_folder(folder: Path, told: str) -> Loaded:
-    """Load an encoder from a timm folder, ours or anybody's; `told` is its name in messages.
+def load_timm_folder(folder: Path, name: str) -> LoadedEncoder:
+    """Load an encoder from a timm folder, ours or anybody's; `name` is its name in messages.
 
     Raises:
         UserError: if a file is missing or damaged, or the weights do not fit the architecture.
     """
-    with reading(told, "is not a whole timm folder, or of another version of barlow"):
+    with user_error_if_unreadable(
+        name, "is not a whole timm folder, or of another version of barlow"
+    ):
         config = json.loads((folder / "config.json").read_text())
-        files = [folder / name for name in WEIGHTS_FILES]
+        files = [folder / file for file in WEIGHTS_FILES]
         weights = read_weights(next((f for f in files if f.exists()), files[0])).tensors
         ours = "barlow" in config
-        encoder = built(config["barlow"] if ours else _description(config))
+        encoder = build_described(config["barlow"] if ours else _description(config))
         spec = spec_of(encoder)
         if spec.stem in _TAPS:
             weights = _reduce_stem(weights, spec.stem)
-    matched = load_weights(encoder, weights, told)
+    matched = load_weights(encoder, weights, name)
     if ours:
-        return Loaded(encoder)
+        return LoadedEncoder(encoder)
     data = config.get("pretrained_cfg", config)
-    how, kept = data.get("interpolation", "bicubic"), data.get("crop_pct", 0.875)
+    interpolation, crop = data.get("interpolation", "bicubic"), data.get("crop_pct", 0.875)
     origin = (
-        f"{told} is of timm: {spec.name}, {matched}; timm resizes its images {how} and keeps "
-        f"{kept:.1%} of the shorter side, encoder.preprocess bilinear and keeps all of it"
+        f"{name} is of timm: {spec.name}, {matched}; timm resizes its images "
+        f"{interpolation} and keeps {crop:.1%} of the shorter side, encoder.preprocess bilinear "
+        "and keeps all of it"
     )
-    return Loaded(encoder, origin=origin)
+    return LoadedEncoder(encoder, origin=origin)
 
 
 def _description(config: dict[str, Any]) -> dict[str, Any]:

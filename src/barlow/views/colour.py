@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from barlow import address
-from barlow.views.geometry import onto
+from barlow.views.geometry import to_device
 from barlow.views.settings import ViewSettings
 
 _GREY = (0.2989, 0.587, 0.114)  # ITU-R 601, torchvision's digits
@@ -21,8 +21,8 @@ _CONTRAST, _SATURATION, _HUE = 1, 2, 3  # 0 is brightness
 _FAINT = 1e-9  # a weight that no float32 pixel shows; below 1e-38 each costs a hundred products
 _BLOCK = 32  # pixels of a row or column that one product blurs
 
-Some = Tensor | slice
-"""Samples of a batch: `(n,)` indices, or a run of them, which costs no gathering."""
+Samples = Tensor | slice
+"""Which samples of a batch: `(n,)` indices, or a slice, which costs no gathering."""
 
 
 def grey(planes: Tensor) -> Tensor:
@@ -81,9 +81,9 @@ class Jitter(NamedTuple):
     hue: Tensor
     """`(N, 1)` share of the circle."""
 
-    def take(self, some: Tensor | slice) -> "Jitter":
-        """Those of some samples."""
-        return Jitter(*(part[some] for part in self))
+    def take(self, samples: Samples) -> "Jitter":
+        """The changes of some samples."""
+        return Jitter(*(part[samples] for part in self))
 
 
 def draw_jitter(settings: ViewSettings, draws: Tensor) -> Jitter:
@@ -143,13 +143,13 @@ def jitter(planes: Tensor, changes: Jitter) -> None:
         _blend(planes, changes, k, slice(start, bisect_left(ahead, k + 1)))
 
 
-def _blend(planes: Tensor, changes: Jitter, k: int, some: slice) -> None:
+def _blend(planes: Tensor, changes: Jitter, k: int, samples: slice) -> None:
     """The k-th blend of some samples, in place; what none of them needs is not computed."""
-    if some.start >= some.stop:
+    if samples.start >= samples.stop:
         return
-    kinds = changes.kinds[some, k].tolist()
-    image, luma, mean = changes.blends[some, k].T[..., None]  # (n, 1) each
-    planes = planes[:, some]
+    kinds = changes.kinds[samples, k].tolist()
+    image, luma, mean = changes.blends[samples, k].T[..., None]  # (n, 1) each
+    planes = planes[:, samples]
     rest = None
     if _CONTRAST in kinds:
         rest = grey(planes.mean(2, keepdim=True)).mul_(mean)  # (n, 1)
@@ -162,18 +162,18 @@ def _blend(planes: Tensor, changes: Jitter, k: int, some: slice) -> None:
     planes.clamp_(0, 1)
 
 
-def _of(planes: Tensor, some: Some) -> Tensor:
-    """Those samples' planes: `planes[:, some]`, which gathers rows several times as slowly."""
-    return planes[:, some] if isinstance(some, slice) else planes.index_select(1, some)
+def _select(planes: Tensor, samples: Samples) -> Tensor:
+    """The planes of some samples; `planes[:, indices]` gathers rows several times as slowly."""
+    return planes[:, samples] if isinstance(samples, slice) else planes.index_select(1, samples)
 
 
-def to_grey(planes: Tensor, some: Some) -> None:
-    """Replace the three channels of samples `some` with their luma, in place."""
-    planes[:, some] = grey(_of(planes, some))
+def to_grey(planes: Tensor, samples: Samples) -> None:
+    """Replace the three channels of some samples with their luma, in place."""
+    planes[:, samples] = grey(_select(planes, samples))
 
 
-def blur(planes: Tensor, some: Some, sigma: Tensor, size: int, reach: int) -> None:
-    """Gaussian blur of samples `some`, in place; reflected at the border, as torchvision.
+def blur(planes: Tensor, samples: Samples, sigma: Tensor, size: int, reach: int) -> None:
+    """Gaussian blur of some samples, in place; reflected at the border, as torchvision.
 
     Blurring a block of pixels is a product with the band matrix of the kernel: torch's matrix
     products run near the speed of the machine, its convolutions with a kernel per sample far
@@ -181,7 +181,7 @@ def blur(planes: Tensor, some: Some, sigma: Tensor, size: int, reach: int) -> No
 
     Args:
         planes: `(C, N, P)`.
-        some: which samples.
+        samples: which of the N.
         sigma: `(n, 1)` pixels.
         size: pixels of each side, P being its square.
         reach: pixels from the kernel's middle to its end.
@@ -199,7 +199,7 @@ def blur(planes: Tensor, some: Some, sigma: Tensor, size: int, reach: int) -> No
     band = F.pad(kernel, (0, block))[:, None].expand(-1, block, -1).flatten(1)
     band = band[:, : block * window].reshape(-1, block, window)  # one for each sample
     for plane in planes:  # one channel of a photograph at a time stays in the cache
-        x = _of(plane[None], some).view(-1, size, size)
+        x = _select(plane[None], samples).view(-1, size, size)
         x = F.pad(x, (0, 0, reach, reach), mode="reflect")
         x = F.pad(x, (0, 0, 0, over)) if over else x
         x = band[:, None] @ x.unfold(1, window, block).mT  # (n, blocks, block, S)
@@ -207,21 +207,21 @@ def blur(planes: Tensor, some: Some, sigma: Tensor, size: int, reach: int) -> No
         x = F.pad(x, (reach, reach), mode="reflect")
         x = F.pad(x, (0, over)) if over else x
         x = x.unfold(2, window, block).flatten(1, 2) @ band.mT  # (n, S * blocks, block)
-        plane[some] = x.view(-1, size, size + over)[..., :size].flatten(1)
+        plane[samples] = x.view(-1, size, size + over)[..., :size].flatten(1)
 
 
-def solarise(planes: Tensor, some: Some, threshold: float) -> None:
-    """Invert the pixels at or above the threshold in samples `some`, in place."""
-    x = _of(planes, some)
-    planes[:, some] = x.lerp(1 - x, torch.ge(x, threshold, out=torch.empty_like(x)))
+def solarise(planes: Tensor, samples: Samples, threshold: float) -> None:
+    """Invert the pixels at or above the threshold in some samples, in place."""
+    x = _select(planes, samples)
+    planes[:, samples] = x.lerp(1 - x, torch.ge(x, threshold, out=torch.empty_like(x)))
 
 
-def add_noise(planes: Tensor, some: Tensor, std: Tensor, key: int, position: Tensor) -> None:
-    """Add Gaussian noise to samples `some`, in place, every pixel's by its address.
+def add_noise(planes: Tensor, samples: Tensor, std: Tensor, key: int, position: Tensor) -> None:
+    """Add Gaussian noise to some samples, in place, every pixel's by its address.
 
     Args:
         planes: `(C, N, P)`.
-        some: `(n,)` indices.
+        samples: `(n,)` indices.
         std: `(n, 1)`.
         key: of the noise alone.
         position: `(n,)` int64.
@@ -229,10 +229,10 @@ def add_noise(planes: Tensor, some: Tensor, std: Tensor, key: int, position: Ten
     c, _, pixels = planes.shape
     half = (c * pixels + 1) // 2
     # One hash holds the two uniform numbers of a Box-Muller pair.
-    hashed = address.bits(key, onto(position, planes.device), half)  # (n, half)
+    hashed = address.bits(key, to_device(position, planes.device), half)  # (n, half)
     scale = 2.0**-24
     radius = ((hashed >> 40) & 0xFFFFFF).float().add_(1).mul_(scale).log_().mul_(-2).sqrt_()
     angle = ((hashed >> 16) & 0xFFFFFF).float().mul_(scale * 2 * torch.pi)
     normal = torch.cat([radius * angle.cos(), radius * angle.sin()], 1)[:, : c * pixels]
     normal = normal.view(-1, c, pixels).transpose(0, 1)
-    planes[:, some] = torch.addcmul(planes[:, some], normal, std).clamp_(0, 1)
+    planes[:, samples] = torch.addcmul(planes[:, samples], normal, std).clamp_(0, 1)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from barlow.checkpoint import write_atomically
+from barlow.atomic import write_atomically
 from barlow.errors import UserError
 from barlow.views.two_views import TwoViews
 
@@ -61,12 +61,12 @@ def with_views(
     position = torch.arange(len(images))
     mean, std = views.mean.cpu(), views.std.cpu()
 
-    def shown(view: Tensor) -> Tensor:
+    def to_uint8(view: Tensor) -> Tensor:
         return (view.cpu() * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
 
     finished = views.finish(*views.crop(images, key, position), key, position)
     return [
-        (image.cpu(), shown(view1), shown(view2))
+        (image.cpu(), to_uint8(view1), to_uint8(view2))
         for image, view1, view2 in zip(images, *finished, strict=True)
     ]
 

@@ -11,6 +11,7 @@ from barlow import address
 from barlow.views.settings import ViewSettings
 
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after ten, then crops the middle
+_CROP = 0  # stream of random numbers; `two_views` has those of what follows the crop
 _BATCHED_UP_TO = 64  # pixels: above it a dense weight matrix costs more than one call per image
 
 
@@ -52,6 +53,30 @@ def crop_boxes(
     return torch.cat([top, left, h, w, mirrored.double(), upside_down.double()], 1).long()
 
 
+def view_boxes(
+    settings: Sequence[ViewSettings], key: int, position: Tensor, sizes: Tensor
+) -> list[Tensor]:
+    """Draw the crops and flips of every view.
+
+    `TwoViews` and the loader's workers both draw here, so that an image gets the same views
+    whether it is held in memory or streamed.
+
+    Args:
+        settings: the distribution of each view.
+        key: from `barlow.address.key`; each view derives its own from it.
+        position: `(N,)` int64 on the CPU.
+        sizes: `(N, 2)` height and width of each image, or `(1, 2)` if all have the same.
+
+    Returns:
+        For each view `(N, 6)` from `crop_boxes`.
+    """
+    height, width = sizes.T
+    return [
+        crop_boxes(distribution, address.key(key, view, _CROP), position, height, width)
+        for view, distribution in enumerate(settings)
+    ]
+
+
 def crop_one(image: Tensor, box: Tensor, size: int) -> Tensor:
     """Crop, resize and flip one image, uint8 in and out.
 
@@ -70,8 +95,8 @@ def crop_one(image: Tensor, box: Tensor, size: int) -> Tensor:
         pixels = part[None] if part.is_cpu else part[None].float()
         pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
         part = (pixels if part.is_cpu else pixels.round_().to(torch.uint8))[0]
-    turned = [axis for axis, on in ((1, upside_down), (2, mirrored)) if on]
-    return part.flip(turned) if turned else part
+    axes = [axis for axis, on in ((1, upside_down), (2, mirrored)) if on]
+    return part.flip(axes) if axes else part
 
 
 def crop_batch(images: Tensor, boxes: Tensor, size: int) -> Tensor:
@@ -89,7 +114,7 @@ def crop_batch(images: Tensor, boxes: Tensor, size: int) -> Tensor:
         `(C, N, size, size)` float32 in 0 to 1.
     """
     n, c, height, width = images.shape
-    boxes = onto(boxes, images.device)
+    boxes = to_device(boxes, images.device)
     rows = _weights(boxes[:, 0], boxes[:, 2], boxes[:, 5], height, size, 1 / 255).mT
     columns = _weights(boxes[:, 1], boxes[:, 3], boxes[:, 4], width, size)  # (N, W, size)
     planes = images.to(torch.float32, memory_format=torch.contiguous_format)
@@ -101,15 +126,15 @@ def crop_batch(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     return out
 
 
-def onto(x: Tensor, device: torch.device) -> Tensor:
+def to_device(x: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device; a GPU gets it from pinned memory, which waits for nothing."""
     if device.type == "cuda" and x.is_cpu:
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
 
 
-def small(images: Tensor | Sequence[Tensor], size: int) -> bool:
-    """Whether `crop_batch` is the way to crop these images: a batch of up to 64 pixels."""
+def fits_batched_crop(images: Tensor | Sequence[Tensor], size: int) -> bool:
+    """Whether to crop with `crop_batch`: one tensor, images and crops of up to 64 pixels a side."""
     return isinstance(images, Tensor) and max(*images.shape[-2:], size) <= _BATCHED_UP_TO
 
 
@@ -125,7 +150,7 @@ def crop(images: Tensor | Sequence[Tensor], boxes: Sequence[Tensor], size: int) 
         For each view `(N, C, size, size)`: float32 in 0 to 1 where the images are a batch of
         small ones (up to 64 pixels), uint8 otherwise.
     """
-    if isinstance(images, Tensor) and small(images, size):
+    if isinstance(images, Tensor) and fits_batched_crop(images, size):
         with torch.autocast(images.device.type, enabled=False):
             return [crop_batch(images, box, size).transpose(0, 1) for box in boxes]
     return [
@@ -158,7 +183,7 @@ def _weights(
     return weights.div_(weights.sum(1, keepdim=True).div_(total))
 
 
-def turn(images: Tensor, settings: ViewSettings, draws: Tensor) -> Tensor:
+def affine(images: Tensor, settings: ViewSettings, draws: Tensor) -> Tensor:
     """Rotate, shift, magnify and shear about the middle, in torchvision's `affine` convention.
 
     Args:
@@ -184,6 +209,6 @@ def turn(images: Tensor, settings: ViewSettings, draws: Tensor) -> Tensor:
     theta = torch.stack([a, b, -(a * right + b * down), c, d, -(c * right + d * down)], 1).view(
         -1, 2, 3
     )
-    theta = onto(theta, images.device)
+    theta = to_device(theta, images.device)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode=settings.border, align_corners=False)

@@ -1,4 +1,4 @@
-"""Settings of a view's distribution, and the presets."""
+"""Settings of a view's distribution, the presets, and the default normalisation."""
 
 import dataclasses
 import difflib
@@ -8,6 +8,9 @@ from numbers import Real
 from typing import Any
 
 from barlow.errors import UserError
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,8 @@ class ViewSettings:
             raise UserError(f"border is `zeros` or `reflection`, not {self.border!r}")
 
     @property
-    def turns(self) -> bool:
-        """Whether the view needs sampling off the pixel grid after the crop."""
+    def needs_affine(self) -> bool:
+        """Whether the view is rotated, shifted, magnified or sheared after the crop."""
         return bool(self.rotation or self.translation or self.shear) or self.zoom != (1.0, 1.0)
 
 
@@ -160,6 +163,20 @@ def view_settings(
         raise UserError(f"no preset {preset!r}{_nearest(preset, PRESETS)}")
     first, second = PRESETS[preset]
     return _replaced(first, view1, "view1"), _replaced(second, view2, "view2")
+
+
+def default_mean_std(in_chans: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel for images of unknown statistics.
+
+    Args:
+        in_chans: number of image channels.
+
+    Returns:
+        On the scale from 0 to 1: ImageNet's for 3 channels, else 0.5 and 0.25 for each.
+    """
+    if in_chans == 3:
+        return _IMAGENET_MEAN, _IMAGENET_STD
+    return (0.5,) * in_chans, (0.25,) * in_chans
 
 
 def _replaced(

@@ -4,15 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from barlow import address
+from barlow.distributed import rank
 from barlow.errors import UserError
 from barlow.views import colour, geometry
-from barlow.views.settings import ViewSettings, view_settings
+from barlow.views.settings import ViewSettings, default_mean_std, view_settings
 
-_CROP, _PIXELS, _NOISE = range(3)  # streams of random numbers, one key each
+_PIXELS, _NOISE = 1, 2  # streams of random numbers, one key each; 0 is the crop in `geometry`
 _CHUNK = 100_000  # pixels a thread works on at a time: their planes of floats stay in its cache
 
 Cut = Callable[[int, Tensor], Tensor]
@@ -65,9 +65,9 @@ class TwoViews(nn.Module):
         if image_size < 1 or in_chans < 1:
             raise UserError(f"no view has image_size={image_size} and in_chans={in_chans}")
         if mean is None:
-            mean = (0.485, 0.456, 0.406) if in_chans == 3 else (0.5,) * in_chans
+            mean, _ = default_mean_std(in_chans)
         if std is None:
-            std = (0.229, 0.224, 0.225) if in_chans == 3 else (0.25,) * in_chans
+            _, std = default_mean_std(in_chans)
         if len(mean) != in_chans or len(std) != in_chans or min(std) <= 0:
             raise UserError(
                 f"mean and std need {in_chans} numbers each, std above 0: not {mean} and {std}"
@@ -98,17 +98,17 @@ class TwoViews(nn.Module):
         """
         if key is None:
             key = int(torch.randint(2**63 - 1, ()))
-            if dist.is_available() and dist.is_initialized() and (rank := dist.get_rank()):
-                key = address.key(key, rank)  # ranks are seeded alike
+            if number := rank():
+                key = address.key(key, number)  # ranks are seeded alike
         if position is None:
             position = torch.arange(len(images))
-        if not geometry.small(images, self.image_size):
+        if not geometry.fits_batched_crop(images, self.image_size):
             return self.finish(*self.crop(images, key, position), key, position)
         boxes = self._boxes(images, key, position)
 
         def cut(view: int, rows: Tensor) -> Tensor:
-            some = images.index_select(0, geometry.onto(rows, images.device))
-            return geometry.crop_batch(some, boxes[view][rows], self.image_size)
+            chosen = images.index_select(0, geometry.to_device(rows, images.device))
+            return geometry.crop_batch(chosen, boxes[view][rows], self.image_size)
 
         return self._both(cut, key, position, images.device)
 
@@ -143,13 +143,7 @@ class TwoViews(nn.Module):
             sizes = torch.tensor([images.shape[-2:]])  # (1, 2)
         else:
             sizes = torch.tensor([image.shape[-2:] for image in images]).view(-1, 2)  # (N, 2)
-        position = position.cpu()
-        return [
-            geometry.crop_boxes(
-                settings, address.key(key, view, _CROP), position, sizes[:, 0], sizes[:, 1]
-            )
-            for view, settings in enumerate(self.settings)
-        ]
+        return geometry.view_boxes(self.settings, key, position.cpu(), sizes)
 
     def finish(
         self, crops1: Tensor, crops2: Tensor, key: int, position: Tensor
@@ -168,10 +162,10 @@ class TwoViews(nn.Module):
         crops = (crops1, crops2)
 
         def cut(view: int, rows: Tensor) -> Tensor:
-            on_device = geometry.onto(rows, crops1.device)
-            some = crops[view].index_select(0, on_device).transpose(0, 1)
-            planes = some.to(torch.float32, memory_format=torch.contiguous_format)
-            return planes.div_(255) if some.dtype == torch.uint8 else planes
+            on_device = geometry.to_device(rows, crops1.device)
+            chosen = crops[view].index_select(0, on_device).transpose(0, 1)
+            planes = chosen.to(torch.float32, memory_format=torch.contiguous_format)
+            return planes.div_(255) if chosen.dtype == torch.uint8 else planes
 
         return self._both(cut, key, position, crops1.device)
 
@@ -197,7 +191,8 @@ class TwoViews(nn.Module):
             order = changes.ahead.argsort(stable=True)  # as `colour.jitter` wants them
             changes = changes.take(order)
             changes = changes._replace(
-                blends=geometry.onto(changes.blends, device), hue=geometry.onto(changes.hue, device)
+                blends=geometry.to_device(changes.blends, device),
+                hue=geometry.to_device(changes.hue, device),
             )
         draws, position = draws[order], position[order]
         noise_key = address.key(key, view, _NOISE)
@@ -207,8 +202,8 @@ class TwoViews(nn.Module):
         for part in (slice(start, start + step) for start in range(0, n, step)):
             rows = order[part]
             planes = cut(view, rows)
-            if settings.turns:
-                images = geometry.turn(planes.transpose(0, 1), settings, draws[part, 15:20])
+            if settings.needs_affine:
+                images = geometry.affine(planes.transpose(0, 1), settings, draws[part, 15:20])
                 planes = images.transpose(0, 1).contiguous()
             planes = planes.view(c, len(rows), size * size)
             if changes is not None:
@@ -232,25 +227,26 @@ class TwoViews(nn.Module):
                 return draws.new_empty(0, dtype=torch.int64)
             return (draws[:, column] < probability).nonzero()[:, 0]
 
-        def place(some: Tensor) -> colour.Some:
-            return slice(None) if len(some) == len(draws) else geometry.onto(some, device)
+        def select(samples: Tensor) -> colour.Samples:
+            every = len(samples) == len(draws)
+            return slice(None) if every else geometry.to_device(samples, device)
 
-        def between(some: Tensor, column: int, span: tuple[float, float]) -> Tensor:
-            values = span[0] + (span[1] - span[0]) * draws[some, column]
-            return geometry.onto(values[:, None], device)
+        def between(samples: Tensor, column: int, span: tuple[float, float]) -> Tensor:
+            values = span[0] + (span[1] - span[0]) * draws[samples, column]
+            return geometry.to_device(values[:, None], device)
 
-        if len(planes) == 3 and len(some := drawn(9, settings.greyscale)):
-            colour.to_grey(planes, place(some))
-        if len(some := drawn(10, settings.blur)):
-            sigma = between(some, 11, settings.blur_sigma)
+        if len(planes) == 3 and len(samples := drawn(9, settings.greyscale)):
+            colour.to_grey(planes, select(samples))
+        if len(samples := drawn(10, settings.blur)):
+            sigma = between(samples, 11, settings.blur_sigma)
             reach = int(4 * settings.blur_sigma[1] + 0.999)
-            colour.blur(planes, place(some), sigma, self.image_size, reach)
-        if len(some := drawn(12, settings.solarise)):
-            colour.solarise(planes, place(some), settings.solarise_threshold)
-        if len(some := drawn(13, settings.noise)):
-            std = between(some, 14, settings.noise_std)
-            some_there = geometry.onto(some, device)
-            colour.add_noise(planes, some_there, std, noise_key, position[some])
+            colour.blur(planes, select(samples), sigma, self.image_size, reach)
+        if len(samples := drawn(12, settings.solarise)):
+            colour.solarise(planes, select(samples), settings.solarise_threshold)
+        if len(samples := drawn(13, settings.noise)):
+            std = between(samples, 14, settings.noise_std)
+            indices = geometry.to_device(samples, device)
+            colour.add_noise(planes, indices, std, noise_key, position[samples])
 
     def _normalise(self, planes: Tensor, rows: Tensor, out: Tensor) -> None:
         """Write `(C, n, P)` where it belongs in `(N, P, C)`, which is channels last."""
@@ -262,4 +258,4 @@ class TwoViews(nn.Module):
             scale = self._scale[channel]
             torch.add(shift[channel], plane, alpha=scale, out=place[:, :, channel])
         if not alone:
-            out.index_copy_(0, geometry.onto(rows, out.device), place)
+            out.index_copy_(0, geometry.to_device(rows, out.device), place)

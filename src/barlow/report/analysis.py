@@ -1,6 +1,8 @@
 """What a run's encoder makes of images: neighbours, a map, a spectrum, the matrix."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from PIL.Image import Image
@@ -8,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from barlow import address
-from barlow.assembly import build_views, held_out, training_images
+from barlow.assembly import build_views, training_images, validation_images
 from barlow.checkpoint import load_last
-from barlow.correlation import first_model, start_and_now
+from barlow.correlation_matrices import initial_and_current, initial_model
 from barlow.data import Preprocess, Source
 from barlow.data.source import spread
 from barlow.data.streaming import reduction_for
@@ -29,12 +31,11 @@ _VIEWED = 6
 _LARGE, _SMALL = 96, 40  # pixels of a picture, of a thumbnail
 _BATCH = 256  # images for the matrix, at most
 _FEWEST = 10  # images that a map needs
-_STREAM = 108
 _ROOM = 8 * 2**30  # bytes free on a GPU
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownImage:
     """An image on the page: its picture, its name, and its class where it has one."""
 
     picture: Image
@@ -42,8 +43,11 @@ class Shown:
     label: str | None = None
 
 
+_Show = Callable[[int, int], ShownImage]  # the image of a row, in a square of so many pixels
+
+
 @dataclass(frozen=True)
-class Seen:
+class Analysis:
     """What the encoder makes of images, as plain data.
 
     Attributes:
@@ -75,16 +79,16 @@ class Seen:
     matrix_images: int
     spectra: tuple[list[float], list[float]]
     rankmes: tuple[float, float]
-    neighbours: list[tuple[Shown, list[tuple[Shown, float]]]]
+    neighbours: list[tuple[ShownImage, list[tuple[ShownImage, float]]]]
     map: list[tuple[float, float]]
-    mapped: list[Shown]
+    mapped: list[ShownImage]
     classes: list[str]
     confusion: Tensor | None
     knn: tuple[float, float] | None
 
 
-def look(run: Run) -> Seen:
-    """Let the encoder of a run's last checkpoint look at images of its source.
+def analyse(run: Run) -> Analysis:
+    """Run the encoder of a run's last checkpoint over images of its source.
 
     Args:
         run: with a checkpoint.
@@ -100,7 +104,7 @@ def look(run: Run) -> Seen:
     if state is None:
         raise UserError(f"{run.path} has no checkpoint yet")
     bank, queries, are_held_out = _images(settings)
-    model = first_model(settings)
+    model = initial_model(settings)
     preprocess = model.encoder.preprocess
     assert isinstance(preprocess, Preprocess)
     # Not where a training beside it may need the rest.
@@ -108,64 +112,96 @@ def look(run: Run) -> Seen:
     model.encoder.to("cuda" if roomy else "cpu")
     untrained = [extract(model.encoder, images)[0] for images in (bank, queries)]
     model.load_state_dict(state["model"])
-    (x, x_rows), (y, y_rows) = (extract(model.encoder, images) for images in (bank, queries))
-    bank, queries = bank.part(x_rows.tolist()), queries.part(y_rows.tolist())
-
-    knn: tuple[float, float] | None = None
-    confusion: Tensor | None = None
+    (x_bank, bank_rows), (x_queries, query_rows) = (
+        extract(model.encoder, images) for images in (bank, queries)
+    )
+    bank, queries = bank.part(bank_rows.tolist()), queries.part(query_rows.tolist())
     numbered = sorted({*_classes(bank).items(), *_classes(queries).items()})
     classes = list(dict.fromkeys(name for _, name in numbered))
-    of_bank, of_queries = _labels(bank, classes), _labels(queries, classes)
-    known, asked = of_bank >= 0, of_queries >= 0
-    if bool(known.any()) and bool(asked.any()):
-        truth, targets = of_queries[asked], of_bank[known]
-        before = _knn(untrained[0][known], untrained[1][asked], targets, len(classes))
-        after = _knn(x[known], y[asked], targets, len(classes))
-        knn = (float((before == truth).float().mean()), float((after == truth).float().mean()))
-        pairs = torch.bincount(truth * len(classes) + after, minlength=len(classes) ** 2)
-        confusion = pairs.view(len(classes), len(classes))
-
-    def shown(images: Source, row: int, side: int) -> Shown:
-        label = int((of_bank if images is bank else of_queries)[row])
-        name = classes[label] if label >= 0 else None
-        return Shown(_small(images, row, side), images.ids[row], name)
-
-    similarity, rows = nearest(y, x, min(_COLUMNS, len(x)))
-    neighbours = [
-        (
-            shown(queries, i, _LARGE),
-            [
-                (shown(bank, j, _LARGE), s)
-                for s, j in zip(similarity[i].tolist(), rows[i].tolist(), strict=True)
-            ],
-        )
-        for i in spread(len(y), _ROWS)
-    ]
+    labels = (_labels(bank, classes), _labels(queries, classes))
+    knn, confusion = _knn_confusion(untrained, (x_bank, x_queries), labels, len(classes))
+    show_bank, show_query = (
+        partial(_shown_image, images, labels_of, classes)
+        for images, labels_of in zip((bank, queries), labels, strict=True)
+    )
     sample = queries if are_held_out else bank
     sample = sample.part(spread(len(sample), min(_BATCH, settings.batch_size)))
-    return Seen(
+    return Analysis(
         parameters=sum(p.numel() for p in model.encoder.parameters()),
-        width=x.shape[1],
+        width=x_bank.shape[1],
         features=settings.projector[-1],
-        bank=len(x),
+        bank=len(x_bank),
         held_out=are_held_out,
         views=_views(bank.part(spread(len(bank), _VIEWED)), settings, preprocess),
-        matrices=start_and_now(settings, state, sample),
+        matrices=initial_and_current(settings, state, sample),
         matrix_images=len(sample),
-        spectra=(spectrum(untrained[1]).tolist(), spectrum(y).tolist()),
-        rankmes=(rankme(untrained[1]), rankme(y)),
-        neighbours=neighbours,
-        map=_map(y, settings.seed),
-        mapped=[shown(queries, i, _SMALL) for i in range(len(y))],
+        spectra=(spectrum(untrained[1]).tolist(), spectrum(x_queries).tolist()),
+        rankmes=(rankme(untrained[1]), rankme(x_queries)),
+        neighbours=_neighbour_rows(x_queries, x_bank, show_query, show_bank),
+        map=_map(x_queries, settings.seed),
+        mapped=[show_query(i, _SMALL) for i in range(len(x_queries))],
         classes=classes,
         confusion=confusion,
         knn=knn,
     )
 
 
+def _knn_confusion(
+    untrained: Sequence[Tensor], trained: Sequence[Tensor], labels: Sequence[Tensor], classes: int
+) -> tuple[tuple[float, float] | None, Tensor | None]:
+    """Accuracy of k-NN untrained and trained, and the confusion matrix of the latter.
+
+    Args:
+        untrained: representations of bank and queries.
+        trained: the same, of the trained encoder.
+        labels: of bank and queries, -1 where unknown.
+        classes: how many.
+
+    Returns:
+        `Analysis.knn` and `Analysis.confusion`; None and None if either has no labels.
+    """
+    bank_labels, query_labels = labels
+    known, asked = bank_labels >= 0, query_labels >= 0
+    if not (bool(known.any()) and bool(asked.any())):
+        return None, None
+    truth, targets = query_labels[asked], bank_labels[known]
+    before, after = (
+        _knn(bank[known], queries[asked], targets, classes)
+        for bank, queries in (untrained, trained)
+    )
+    pairs = torch.bincount(truth * classes + after, minlength=classes**2)
+    accuracy = (float((before == truth).float().mean()), float((after == truth).float().mean()))
+    return accuracy, pairs.view(classes, classes)
+
+
+def _neighbour_rows(
+    queries: Tensor, bank: Tensor, show_query: _Show, show_bank: _Show
+) -> list[tuple[ShownImage, list[tuple[ShownImage, float]]]]:
+    """Some queries, each with its nearest neighbours in the bank and their similarities."""
+    similarity, rows = nearest(queries, bank, min(_COLUMNS, len(bank)))
+    return [
+        (
+            show_query(i, _LARGE),
+            [
+                (show_bank(j, _LARGE), s)
+                for s, j in zip(similarity[i].tolist(), rows[i].tolist(), strict=True)
+            ],
+        )
+        for i in spread(len(queries), _ROWS)
+    ]
+
+
+def _shown_image(
+    images: Source, labels: Tensor, classes: list[str], row: int, side: int
+) -> ShownImage:
+    label = int(labels[row])
+    name = classes[label] if label >= 0 else None
+    return ShownImage(_small(images, row, side), images.ids[row], name)
+
+
 def _images(settings: Settings) -> tuple[Source, Source, bool]:
     """Images to look among, images to look at, and whether the latter are held out."""
-    train, new = training_images(settings), held_out(settings)
+    train, new = training_images(settings), validation_images(settings)
     for images in filter(None, (train, new)):
         # Whether too many are broken was judged in the training.
         images.max_broken = 1.0
@@ -182,7 +218,7 @@ def _views(
     """Names, images and their two views; one image at a time, as they may be large."""
     two_views, drawn = build_views(settings, preprocess), []
     for row in range(len(images)):
-        key = address.key(settings.seed, _STREAM, row)
+        key = address.key(settings.seed, address.REPORT_VIEWS, row)
         ((image, *views),) = with_views([images[row]], two_views, key)
         one, two = (picture(view, _LARGE) for view in views)
         drawn.append((images.ids[row], picture(image, _LARGE), one, two))

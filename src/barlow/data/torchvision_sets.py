@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from barlow.data.source import Rows, Table, hash_of
-from barlow.data.splits import Choose
+from barlow.data.source import RowIds, Table, hash_of
+from barlow.data.splits import SplitChooser
 from barlow.errors import UserError, one_line
 
 
 @dataclass(frozen=True)
-class Known:
+class TorchvisionSet:
     """How torchvision's class of a data set is asked for its splits."""
 
     kind: str  # name of the class in torchvision.datasets
@@ -28,19 +28,19 @@ def _named(*splits: str, **more: Any) -> dict[str, dict[str, Any]]:
     return {split: {"split": split, **more} for split in splits}
 
 
-KNOWN = {
-    "cifar10": Known("CIFAR10", _TRAIN_TEST),
-    "cifar100": Known("CIFAR100", _TRAIN_TEST),
-    "dtd": Known("DTD", _named("train", "val", "test")),
-    "eurosat": Known("EuroSAT", {"": {}}),
-    "fashion-mnist": Known("FashionMNIST", _TRAIN_TEST),
-    "flowers102": Known("Flowers102", _named("train", "val", "test")),
-    "food101": Known("Food101", _named("train", "test")),
-    "imagenette": Known("Imagenette", _named("train", "val", size="320px")),
-    "kmnist": Known("KMNIST", _TRAIN_TEST),
-    "mnist": Known("MNIST", _TRAIN_TEST),
-    "stl10": Known("STL10", _named("train", "test", "unlabeled")),
-    "svhn": Known("SVHN", _named("train", "test", "extra")),
+TORCHVISION_SETS = {
+    "cifar10": TorchvisionSet("CIFAR10", _TRAIN_TEST),
+    "cifar100": TorchvisionSet("CIFAR100", _TRAIN_TEST),
+    "dtd": TorchvisionSet("DTD", _named("train", "val", "test")),
+    "eurosat": TorchvisionSet("EuroSAT", {"": {}}),
+    "fashion-mnist": TorchvisionSet("FashionMNIST", _TRAIN_TEST),
+    "flowers102": TorchvisionSet("Flowers102", _named("train", "val", "test")),
+    "food101": TorchvisionSet("Food101", _named("train", "test")),
+    "imagenette": TorchvisionSet("Imagenette", _named("train", "val", size="320px")),
+    "kmnist": TorchvisionSet("KMNIST", _TRAIN_TEST),
+    "mnist": TorchvisionSet("MNIST", _TRAIN_TEST),
+    "stl10": TorchvisionSet("STL10", _named("train", "test", "unlabeled")),
+    "svhn": TorchvisionSet("SVHN", _named("train", "test", "extra")),
 }
 
 
@@ -49,19 +49,19 @@ def data_root() -> Path:
     return Path(os.environ.get("BARLOW_DATA") or "~/.cache/barlow").expanduser()
 
 
-def open_torchvision(name: str, choose: Choose) -> Table:
+def open_torchvision(name: str, choose: SplitChooser) -> Table:
     """Some splits of a data set that torchvision knows."""
-    known = KNOWN[name]
-    chosen = choose([split for split in known.splits if split]) or [""]
-    tables = [_table(_load(name, known, known.splits[split]), split) for split in chosen]
+    entry = TORCHVISION_SETS[name]
+    chosen = choose([split for split in entry.splits if split]) or [""]
+    tables = [_table(_load(name, entry, entry.splits[split]), split) for split in chosen]
     return tables[0] if len(tables) == 1 else _joined(tables)
 
 
-def _load(name: str, known: Known, arguments: dict[str, Any]) -> Any:
+def _load(name: str, entry: TorchvisionSet, arguments: dict[str, Any]) -> Any:
     from filelock import FileLock
     from torchvision import datasets
 
-    kind: Callable[..., Any] = getattr(datasets, known.kind)
+    kind: Callable[..., Any] = getattr(datasets, entry.kind)
     root = data_root()
     if "loader" in kind.__init__.__annotations__:
         arguments = arguments | {"loader": str}  # gives the path and leaves the decoding to us
@@ -85,7 +85,7 @@ def _table(dataset: Any, split: str) -> Table:
     if hasattr(dataset, "data"):
         records: Any = np.asarray(dataset.data)
         labels = np.asarray(getattr(dataset, "targets", getattr(dataset, "labels", None)))
-        ids: Sequence[str] = Rows(split or "row", range(len(records)))
+        ids: Sequence[str] = RowIds(split or "row", range(len(records)))
         if records.ndim == 4 and records.shape[1] == 3:
             records = records.transpose(0, 2, 3, 1)  # (N, H, W, C)
         fingerprint = hash_of([np.ascontiguousarray(records).data.cast("B").tobytes()])

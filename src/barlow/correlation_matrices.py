@@ -1,4 +1,4 @@
-"""The cross-correlation matrix of a run, at the start and now, computed and as a picture."""
+"""The cross-correlation matrix of a run, at initialisation and at a checkpoint, and its picture."""
 
 from typing import Any
 
@@ -16,11 +16,11 @@ from barlow.model import BarlowTwins
 from barlow.settings import Settings
 
 _FEATURES = 1024  # of the embedding, evenly spaced: their order means nothing
+_DRAWN = 256  # rows and columns of a picture, at most
 _BLUE, _RED = (36, 99, 190), (204, 62, 46)
-_STREAM = 106
 
 
-def start_and_now(
+def initial_and_current(
     settings: Settings, state: dict[str, Any], images: Source
 ) -> tuple[Tensor, Tensor]:
     """The matrix before the first step and at a checkpoint, on the same views of the same images.
@@ -35,19 +35,19 @@ def start_and_now(
         Two matrices `(d, d)`, of at most 1,024 evenly spaced features of the embedding, as a
         training step sees them: batch normalisation inside the network is over these images.
     """
-    model = first_model(settings)
+    model = initial_model(settings)
     views = build_views(settings, model.encoder.preprocess)  # type: ignore[arg-type]
-    key, rows = address.key(settings.seed, _STREAM), torch.arange(len(images))
+    key, rows = address.key(settings.seed, address.MATRIX_VIEWS), torch.arange(len(images))
     with torch.random.fork_rng(devices=[]):  # a DataLoader draws from the global generator
         (crops,) = stream(images, views, [(rows, rows)], key, workers=0)
     both = views.finish(crops.view1, crops.view2, key, rows)
-    start = _matrix(model, settings, both)
+    initial = _matrix(model, settings, both)
     model.load_state_dict(state["model"])
-    return start, _matrix(model, settings, both)
+    return initial, _matrix(model, settings, both)
 
 
-def first_model(settings: Settings) -> BarlowTwins:
-    """The model before the first step: the same seed, the same weights."""
+def initial_model(settings: Settings) -> BarlowTwins:
+    """The model before the first step, built again from the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return build_model(settings)[0]
@@ -64,12 +64,12 @@ def _matrix(model: BarlowTwins, settings: Settings, views: tuple[Tensor, Tensor]
     return cross_correlation(z1[:, chosen], z2[:, chosen])
 
 
-def heat_map(matrix: Tensor, most: int = 256) -> Image.Image:
+def heat_map(matrix: Tensor) -> Image.Image:
     """A matrix as a picture: red for 1, blue for -1, nothing at all for 0.
 
     Args:
-        matrix: `(r, c)`, numbers from -1 to 1.
-        most: rows and columns to draw, evenly spaced.
+        matrix: `(r, c)`, numbers from -1 to 1; of more than 256 rows or columns, 256 evenly spaced
+            ones are drawn.
 
     Returns:
         A palette image whose colours have transparency, so that zero is the page itself.
@@ -78,7 +78,7 @@ def heat_map(matrix: Tensor, most: int = 256) -> Image.Image:
         >>> heat_map(torch.eye(3)).convert("RGBA").getpixel((0, 0))
         (204, 62, 46, 255)
     """
-    rows, columns = (torch.linspace(0, n - 1, min(most, n)).round().long() for n in matrix.shape)
+    rows, columns = (torch.linspace(0, n - 1, min(_DRAWN, n)).round().long() for n in matrix.shape)
     levels = matrix[rows][:, columns].clamp(-1, 1).mul(127).round().add(127)  # 0 to 254
     picture = Image.fromarray(levels.to(torch.uint8).numpy(), "P")
     # More than in proportion, because the correlations beside the diagonal are small.

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from barlow.data.decode import Raw
-from barlow.data.folder import files_below, or_training, some_of
+from barlow.data.folder import default_to_train, files_below, some_of
 from barlow.data.lists import numbered, text_of
-from barlow.data.source import Rows, Table, hash_of
-from barlow.data.splits import NAMES, Choose
+from barlow.data.source import RowIds, Table, hash_of
+from barlow.data.splits import NAMES, SplitChooser
 from barlow.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -45,10 +45,10 @@ class Column:
             yield from map(raw_of, rows[self._column])
 
 
-def open_parquet(path: Path, choose: Choose) -> Table:
+def open_parquet(path: Path, choose: SplitChooser) -> Table:
     """One Parquet file, or a folder of them."""
     files = _tables_in(path) if path.is_dir() else [path]
-    splits = or_training([split_of(file, path) for file in files], map(str, files), path)
+    splits = default_to_train([split_of(file, path) for file in files], map(str, files), path)
     chosen = choose([split for split in dict.fromkeys(splits) if split])
     if chosen:
         files = [f for split in chosen for f, of in zip(files, splits, strict=True) if of == split]
@@ -117,17 +117,17 @@ def table_of(dataset: "Dataset", name: str, split: str) -> Table:
     dataset = dataset.cast_column(column, Image(decode=False))
     label = next((c for c in _label_columns(dataset) if c != column), None)
     labels, classes = (None, None) if label is None else _labels(dataset, label)
-    ids = Rows(split or "row", range(len(dataset)))
+    ids = RowIds(split or "row", range(len(dataset)))
     images = dataset.select_columns(column)
     known: list[str | bytes] = [] if labels is None else [labels.tobytes(), *(classes or [])]
-    fingerprint = hash_of([name_of_content(images, column), str(len(images)), *known])
+    fingerprint = hash_of([column_hash(images, column), str(len(images)), *known])
     return Table(Column(images, column), ids, labels, classes, fingerprint)
 
 
-def name_of_content(images: "Dataset", column: str) -> str:
-    """What identifies the rows, whichever path they are read from.
+def column_hash(images: "Dataset", column: str) -> str:
+    """A hash that identifies the rows, whichever path they are read from.
 
-    Three images, and the lengths of all, which stand beside the images and not among them.
+    Of three images and the lengths of all, which are stored apart from the images.
     """
     import pyarrow.compute as pc
 

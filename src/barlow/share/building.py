@@ -1,4 +1,4 @@
-"""What comes of loading: an encoder, perhaps its projector, and a line on what was found."""
+"""Building an encoder from its description and filling it with weights."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,8 +13,8 @@ from barlow.errors import UserError
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """An encoder from somewhere.
+class LoadedEncoder:
+    """An encoder with what else was found beside it.
 
     Attributes:
         encoder: with its `preprocess`.
@@ -27,8 +27,8 @@ class Loaded:
     origin: str = ""
 
 
-def built(description: Mapping[str, Any]) -> nn.Module:
-    """The encoder that a file describes, with its `preprocess` and without its weights."""
+def build_described(description: Mapping[str, Any]) -> nn.Module:
+    """Build the encoder that a file describes, with its `preprocess` and without its weights."""
     encoder = EncoderSpec.from_dict(description["encoder"]).build()
     encoder.preprocess = Preprocess(**description["preprocess"])
     return encoder
@@ -63,16 +63,16 @@ def load_weights(
     left_out = [*(k for k in weights if k not in wanted), *beside]
     return (
         f"{len(wanted) - len(absent)} of {len(wanted)} weights matched; "
-        f"left out: {counted(k.partition('.')[0] for k in left_out)}; "
-        f"missing: {counted(k.rpartition('.')[2] for k in absent)}"
+        f"left out: {count_names(k.partition('.')[0] for k in left_out)}; "
+        f"missing: {count_names(k.rpartition('.')[2] for k in absent)}"
     )
 
 
-def counted(names: Iterable[str]) -> str:
-    """Names, each with how often it comes.
+def count_names(names: Iterable[str]) -> str:
+    """Names, each with how often it occurs.
 
     Example:
-        >>> counted(["fc", "bn", "fc"]), counted([])
+        >>> count_names(["fc", "bn", "fc"]), count_names([])
         ('fc (2), bn (1)', 'nothing')
     """
     return ", ".join(f"{name} ({n})" for name, n in Counter(names).items()) or "nothing"

@@ -5,15 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from barlow.data import Preprocess, preprocess_of
 from barlow.errors import UserError
 from barlow.evaluation.features import device_of
-from barlow.ranks import Devices, create_fabric
+from barlow.run import Run
 
-WITH, WITHOUT = "with pretraining", "without pretraining"
+WITH_PRETRAINING, WITHOUT_PRETRAINING = "with pretraining", "without pretraining"
 
 # Fields of `ViewSettings` that are no change of colours and sharpness.
 _GEOMETRY = (
@@ -22,16 +21,16 @@ _GEOMETRY = (
 )
 _PIXELS = 32  # a side at most: more of them than this tell a linear classifier nothing new
 
-# A line of a table: its name, and what gives its encoder for a seed.
-Line = tuple[str, Callable[[int], nn.Module]]
+# A name in a table, and what gives the encoder of that name for a seed.
+NamedEncoder = tuple[str, Callable[[int], nn.Module]]
 
 
-def compared(
+def with_baselines(
     encoder: nn.Module,
     baseline: str | Sequence[str] | None,
     among: Sequence[str] = ("random", "pixels", "supervised"),
-) -> list[Line]:
-    """The lines of a table, baselines first, the encoder itself last.
+) -> list[NamedEncoder]:
+    """Name the encoders of a table: baselines first, the encoder itself last.
 
     Args:
         encoder: with its `preprocess`.
@@ -50,15 +49,15 @@ def compared(
         raise UserError(
             f"no baseline {unknown[0]!r} for this protocol: there are {', '.join(among)}"
         )
-    return [*(_baseline(encoder, name) for name in names), (WITH, lambda seed: encoder)]
+    return [*(_baseline(encoder, name) for name in names), (WITH_PRETRAINING, lambda seed: encoder)]
 
 
-def _baseline(encoder: nn.Module, name: str) -> Line:
+def _baseline(encoder: nn.Module, name: str) -> NamedEncoder:
     from barlow.encoders import fresh_copy
 
     device = device_of(encoder)
     if name == "random":
-        return WITHOUT, lambda seed: fresh_copy(encoder, seed).to(device)
+        return WITHOUT_PRETRAINING, lambda seed: fresh_copy(encoder, seed).to(device)
     if name == "pixels":
         return "raw pixels", lambda seed: _Pixels(preprocess_of(encoder))
     return "supervised weights", lambda seed: _supervised(encoder).to(device)
@@ -93,36 +92,12 @@ def _supervised(encoder: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def encoder_at(place: str | Path | nn.Module, accelerator: str) -> nn.Module:
-    """The encoder where it is, or loaded onto a device of the accelerator if a place is given."""
-    if isinstance(place, nn.Module):
-        return place
-    from barlow.share import load_encoder
-
-    device = device_for(accelerator)
-    return load_encoder(place).to(device)
-
-
-def device_for(accelerator: str) -> torch.device:
-    """A device of an accelerator; another one for each process that torchrun or SLURM started.
-
-    Raises:
-        UserError: if this machine has no such accelerator.
-    """
-    device = create_fabric(Devices(accelerator)).device
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # where what is gathered from all ranks goes
-    return device
-
-
-def run_views(place: str | Path | nn.Module) -> tuple[str, dict[str, Any]]:
+def views_of_run(encoder: str | Path | nn.Module) -> tuple[str, dict[str, Any]]:
     """The preset a run was trained with, and what it changed of the first view's crops and flips.
 
     They know whether a mirrored image is the same.
     """
-    from barlow.run import Run
-
-    if not isinstance(place, nn.Module) and (run := Run(Path(place))).config_file.exists():
+    if not isinstance(encoder, nn.Module) and (run := Run(Path(encoder))).config_file.exists():
         settings = run.settings()
         return settings.view_preset, {k: v for k, v in settings.view1.items() if k in _GEOMETRY}
     return "small", {}

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from barlow.errors import TrainingError
-
-TERMS = ("loss", "invariance", "redundancy", "diagonal_error", "off_diagonal_rms")
+from barlow.loss import Terms
 
 
 def check_weights(model: nn.Module, step: int) -> None:
-    """Raise TrainingError if a weight is not finite: a gradient was not, and nobody saw it yet."""
+    """Raise TrainingError if a weight is not finite, which a non-finite gradient causes."""
     named = [(name, p) for name, p in model.named_parameters() if p.is_floating_point()]
     norms = torch.stack([n.float() for n in torch._foreach_norm([p.detach() for _, p in named])])
     if norms.isfinite().all():
@@ -25,7 +24,7 @@ def check_weights(model: nn.Module, step: int) -> None:
 
 
 class Means:
-    """Means of the loss's terms since they were last read.
+    """Means of the loss's terms over the steps since the last `pop`.
 
     The sums stay on the device, so that no step waits for the one before to finish.
 
@@ -33,17 +32,17 @@ class Means:
         >>> means = Means()
         >>> for loss in (1.0, 3.0):
         ...     means.add((torch.tensor(loss),) * 5)
-        >>> means.read()["loss"]
+        >>> means.pop()["loss"]
         2.0
     """
 
     def __init__(self) -> None:
-        self._sums: Tensor | None = None  # (5,), in the order of TERMS
+        self._sums: Tensor | None = None  # (5,), in the order of `Terms`
         self._first: Tensor | None = None  # (6,): count and terms of the first that is not finite
         self._count = 0
 
     def add(self, terms: tuple[Tensor, ...]) -> None:
-        """Add one step's terms, in the order of `TERMS`, each `()`."""
+        """Add one step's terms, in the order of `Terms`, each `()`."""
         values = torch.stack([t.detach().float() for t in terms])
         here = torch.cat([values.new_full((1,), self._count), values])
         if self._sums is None or self._first is None:
@@ -59,7 +58,7 @@ class Means:
         if self._first is None:
             return
         count, *values = self._first.tolist()
-        for name, value in zip(TERMS, values, strict=True):
+        for name, value in zip(Terms._fields, values, strict=True):
             if not math.isfinite(value):
                 at = step - (self._count - 1 - int(count))
                 raise TrainingError(
@@ -67,10 +66,10 @@ class Means:
                     "touched; try a lower --lr, a longer --warmup-epochs or --precision 32"
                 )
 
-    def read(self) -> dict[str, float]:
-        """The means by name; counting starts anew."""
+    def pop(self) -> dict[str, float]:
+        """The means by name; the next step added begins new ones."""
         assert self._sums is not None
-        means = dict(zip(TERMS, (self._sums / self._count).tolist(), strict=True))
+        means = dict(zip(Terms._fields, (self._sums / self._count).tolist(), strict=True))
         self._sums, self._first, self._count = None, None, 0
         return means
 

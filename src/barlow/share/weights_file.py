@@ -1,4 +1,4 @@
-"""Weights from a file of anybody's: tensors and names, nothing else."""
+"""Files of weights from any project: tensors and their names, and nothing executed."""
 
 import re
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+|_orig_mod\.")
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightsFile:
     """The weights in a file.
 
     Attributes:
@@ -47,7 +47,7 @@ class Weights:
     metadata: dict[str, str]
 
 
-def read_weights(path: Path) -> Weights:
+def read_weights(path: Path) -> WeightsFile:
     """Read a safetensors file or a checkpoint; nothing in it is executed.
 
     Raises:
@@ -73,7 +73,7 @@ def read_weights(path: Path) -> Weights:
     }
     if not tensors:
         raise UserError(f"{path} holds no weights: its keys are {', '.join(map(str, state))[:200]}")
-    return Weights(tensors, container, state, metadata)
+    return WeightsFile(tensors, container, state, metadata)
 
 
 class _Nothing:

@@ -7,8 +7,9 @@ import torch
 import barlow
 from barlow.data import Preprocess
 from barlow.errors import UserError
+from barlow.evaluation.baselines import views_of_run, with_baselines
 from barlow.evaluation.classifier import Classifier, predict, save_classifier
-from barlow.evaluation.compared import compared, encoder_at, run_views
+from barlow.evaluation.features import resolve_encoder
 from barlow.evaluation.transfer import transfer
 from barlow.share import save_encoder
 
@@ -20,8 +21,8 @@ def _encoder(**options):
     return encoder.eval()
 
 
-def _line(encoder, name):
-    (_, make), _ = compared(encoder, name)
+def _baseline(encoder, name):
+    (_, make), _ = with_baselines(encoder, name)
     return make(0)
 
 
@@ -31,7 +32,7 @@ def test_supervised_weights_are_timms_with_timms_own_preprocessing(tmp_path):
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     # timm reads the file where it would have asked the hub.
     local = {"file": str(tmp_path / "weights.pth"), "mean": (0.4, 0.4, 0.4), "std": (0.3, 0.3, 0.3)}
-    found = _line(_encoder(pretrained_cfg_overlay=local), "supervised")
+    found = _baseline(_encoder(pretrained_cfg_overlay=local), "supervised")
     assert (found.preprocess.mean, found.preprocess.std) == ((0.4,) * 3, (0.3,) * 3)
     images = torch.randn(2, 3, 32, 32)
     expected = theirs.forward_head(theirs.forward_features(images), pre_logits=True)
@@ -43,7 +44,7 @@ def test_weights_for_a_standard_stem_see_images_that_are_enlarged_for_it(tmp_pat
     local = {"file": str(tmp_path / "weights.pth")}
     encoder = barlow.create_encoder("resnet18", image_size=32, pretrained_cfg_overlay=local)
     encoder.preprocess = Preprocess(32)
-    found = _line(encoder, "supervised")
+    found = _baseline(encoder, "supervised")
     assert encoder.conv1.kernel_size == (3, 3)
     assert found.conv1.kernel_size == (7, 7)
     assert found.preprocess.image_size == 128
@@ -56,18 +57,18 @@ def test_weights_that_do_not_fit_are_an_error_that_names_the_encoder(tmp_path):
     torch.save({"conv1.0.weight": torch.zeros(1)}, tmp_path / "weights.pth")
     encoder = _encoder(pretrained_cfg_overlay={"file": str(tmp_path / "weights.pth")})
     with pytest.raises(UserError, match="no supervised weights of 'resnet10t'"):
-        _line(encoder, "supervised")
+        _baseline(encoder, "supervised")
 
 
 def test_pixels_are_features_of_32_pixels_a_side_at_most():
     encoder = _encoder()
     encoder.preprocess = Preprocess(48)
     image = encoder.preprocess(torch.randint(0, 255, (2, 3, 48, 48), dtype=torch.uint8))
-    assert _line(encoder, "pixels")(image).shape == (2, 3 * 32 * 32)
+    assert _baseline(encoder, "pixels")(image).shape == (2, 3 * 32 * 32)
 
 
 def test_each_seed_starts_another_random_network():
-    a, b, again = (compared(_encoder(), "random")[0][1](seed) for seed in (0, 1, 0))
+    a, b, again = (with_baselines(_encoder(), "random")[0][1](seed) for seed in (0, 1, 0))
     weights = [next(module.parameters()) for module in (a, b, again)]
     assert torch.equal(weights[0], weights[2])
     assert not torch.equal(weights[0], weights[1])
@@ -88,19 +89,19 @@ def asked(monkeypatch):
         found.append(devices.accelerator)
         return SimpleNamespace(device=torch.device("meta"))
 
-    monkeypatch.setattr("barlow.evaluation.compared.create_fabric", create_fabric)
+    monkeypatch.setattr("barlow.evaluation.features.create_fabric", create_fabric)
     return found
 
 
 def test_an_encoder_is_loaded_where_the_accelerator_is_and_its_baselines_beside_it(
     saved, asked, encoder
 ):
-    there = encoder_at(saved, "auto")
-    lines = compared(there, ["random", "pixels"])
+    there = resolve_encoder(saved, "auto")
+    lines = with_baselines(there, ["random", "pixels"])
     assert asked == ["auto"]
     devices = [[p.device.type for p in make(0).parameters()] for _, make in lines]
     assert [set(of_one) for of_one in devices] == [{"meta"}, set(), {"meta"}]
-    assert encoder_at(encoder, "cuda") is encoder
+    assert resolve_encoder(encoder, "cuda") is encoder
     assert next(encoder.parameters()).device.type == "cpu"
 
 
@@ -146,5 +147,5 @@ def test_the_views_of_a_run_are_its_preset_and_its_own_changes(tmp_path):
     (tmp_path / "config.yaml").write_text(
         "source: mnist5k\nviews: digits\nview1: {horizontal_flip: 0.5, blur: 1.0}\n"
     )
-    assert run_views(tmp_path) == ("digits", {"horizontal_flip": 0.5})
-    assert run_views(tmp_path / "nothing") == ("small", {})
+    assert views_of_run(tmp_path) == ("digits", {"horizontal_flip": 0.5})
+    assert views_of_run(tmp_path / "nothing") == ("small", {})

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from barlow.errors import TrainingError
-from barlow.metrics import Means
+from barlow.loss_terms import Means
 
 
 def terms(*values):
@@ -12,7 +12,7 @@ def terms(*values):
 def test_the_first_step_that_is_not_finite_is_named_with_its_term():
     means = Means()
     means.add(terms(1, 1, 1, 1, 1))
-    means.read()
+    means.pop()
     for values in ((1, 1, 1, 1, 1), (2, 1, float("inf"), 1, 1), (float("nan"),) * 5, (1,) * 5):
         means.add(terms(*values))
     again = Means()
@@ -26,6 +26,6 @@ def test_means_are_of_the_steps_since_they_were_read():
     means = Means()
     for value in (1, 2, 6):
         means.add(terms(*[value] * 5))
-    assert means.read()["invariance"] == 3
+    assert means.pop()["invariance"] == 3
     means.add(terms(*[5] * 5))
-    assert means.read()["loss"] == 5
+    assert means.pop()["loss"] == 5
