@@ -41,7 +41,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path, caplog
     assert load_last(last)["step"] == 4
     damage(last)
     assert load_last(last)["step"] == 3
-    assert "looking for the one before" in caplog.text
+    assert "trying the previous checkpoint" in caplog.text
 
 
 def test_a_kill_between_writing_and_renaming_leaves_the_newest_to_resume_from(tmp_path):
@@ -59,7 +59,7 @@ def test_two_damaged_checkpoints_are_an_error_not_a_new_start(tmp_path):
     save_last(last, STATE)
     damage(last)
     damage(previous(last))
-    with pytest.raises(UserError, match="no whole checkpoint"):
+    with pytest.raises(UserError, match="no intact checkpoint"):
         load_last(last)
 
 

@@ -139,7 +139,7 @@ def claim_float32_is_exact_to_rounding(rank: int, ranks: int) -> None:
 def claim_refused_on_every_rank(rank: int, ranks: int) -> None:
     for sizes in ([1] + [0] * (ranks - 1), [0] * ranks):
         z = torch.randn(2, sizes[rank], D)
-        with pytest.raises(UserError, match="give at least 2 samples"):
+        with pytest.raises(UserError, match="use at least 2 samples"):
             BarlowTwinsLoss()(*z)
 
 

@@ -51,8 +51,8 @@ def test_features_that_take_long_say_of_what_they_are(heard, tmp_path):
     digits = open_source("mnist5k", "test", in_chans=1, limit=30)
     features_of(Slow(), digits, batch_size=20, cache=tmp_path)
     assert heard()[:2] == [
-        "features of 30 images of mnist5k",
-        "features of 30 images of mnist5k: 20 done",
+        "computing features of 30 images of mnist5k",
+        "computing features of 30 images of mnist5k: 20 done",
     ]
     found = len(heard())
     features_of(Slow(), digits, batch_size=20, cache=tmp_path)

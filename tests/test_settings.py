@@ -10,16 +10,16 @@ from barlow.settings import Settings, load_recipe
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
-        ("epochs", "many", "epochs is 'many': give a value of type int"),
-        ("lr", "fast", "lr is 'fast': give a value of type float"),
-        ("projector", 16, r"projector is 16: give a value of type list\[int\]"),
-        ("projector", ["a"], r"projector is \['a'\]: give a value of type list\[int\]"),
-        ("encoder_args", None, r"encoder_args is None: give a value of type dict\[str, Any\]"),
-        ("momentum", -0.1, "momentum is -0.1: give 0 or more, and less than 1"),
-        ("momentum", 1, "momentum is 1: give 0 or more, and less than 1"),
-        ("minutes", float("nan"), "minutes is nan: give more than 0"),
+        ("epochs", "many", "epochs is 'many': expected a value of type int"),
+        ("lr", "fast", "lr is 'fast': expected a value of type float"),
+        ("projector", 16, r"projector is 16: expected a value of type list\[int\]"),
+        ("projector", ["a"], r"projector is \['a'\]: expected a value of type list\[int\]"),
+        ("encoder_args", None, r"encoder_args is None: expected a value of type dict\[str, Any\]"),
+        ("momentum", -0.1, "momentum is -0.1: it must be at least 0 and less than 1"),
+        ("momentum", 1, "momentum is 1: it must be at least 0 and less than 1"),
+        ("minutes", float("nan"), "minutes is nan: it must be greater than 0"),
         ("lr", float("nan"), "lr is nan: it must not be negative"),
-        ("limit", 0, "limit is 0: give 1 or more"),
+        ("limit", 0, "limit is 0: it must be at least 1"),
     ],
 )
 def test_a_value_that_cannot_be_is_named(name, value, told):

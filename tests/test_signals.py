@@ -57,4 +57,4 @@ def test_a_refused_requeue_is_said(scontrol, monkeypatch, caplog):
     (scontrol.parent / "scontrol").write_text("#!/bin/sh\nexit 1\n")
     monkeypatch.setenv("SLURM_JOB_ID", "123")
     assert not requeue()
-    assert "job 123 is not queued again" in caplog.text
+    assert "cannot requeue SLURM job 123" in caplog.text

@@ -220,7 +220,7 @@ def test_a_tracker_that_fails_does_not_stop_the_training(tmp_path):
     run = barlow.pretrain("mnist5k", out, **TINY, track=["tensorboard"], reporter=ear)
     assert run.metrics()[-1]["step"] == 6
     (warning,) = ear.warnings
-    assert "tensorboard failed and is left out from now on" in warning
+    assert "tensorboard failed and is disabled from now on" in warning
 
 
 def test_only_the_first_of_two_ranks_tells(tmp_path):
@@ -235,7 +235,7 @@ def test_a_tracker_that_is_unknown_or_not_installed_is_told_before_anything_is_w
 ):
     import importlib.util
 
-    with pytest.raises(UserError, match=r"track is 'wandbb': give wandb, tensorboard"):
+    with pytest.raises(UserError, match=r"track is 'wandbb': use any of wandb, tensorboard"):
         barlow.pretrain("mnist5k", tmp_path / "run", **TINY, track=["wandbb"])
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "wandb" else find(n))

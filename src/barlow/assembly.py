@@ -97,8 +97,8 @@ def _starting_encoder(settings: Settings) -> tuple[LoadedEncoder, dict[str, Any]
         in_chans = spec_of(start.encoder).in_chans
         if in_chans != settings.channels:
             raise UserError(
-                f"--init {settings.init} is an encoder of {in_chans} channel(s), "
-                f"--channels is {settings.channels}: give the same"
+                f"--init {settings.init} expects {in_chans} channel(s), but "
+                f"--channels is {settings.channels}: the two must match"
             )
         preprocess = preprocess_of(start.encoder)
         return start, {"mean": preprocess.mean, "std": preprocess.std}
@@ -236,8 +236,8 @@ def _check_image_sizes(encoder: nn.Module, settings: Settings) -> None:
             encoder(torch.zeros(1, settings.channels, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
-            f"encoder {settings.init or settings.encoder} does not take images of {size} pixels "
-            f"({one_line(error)}): give another, such as "
+            f"encoder {settings.init or settings.encoder} cannot process images of {size} pixels "
+            f"({one_line(error)}): use another size, such as "
             f"{max(32, round(size / 32) * 32)}"
         ) from error
     encoder.train()

@@ -71,7 +71,9 @@ def _batch_norm(
 ) -> Tensor:
     total = x.numel() // x.shape[1] * ranks
     if total == 1:
-        raise ValueError(f"batch norm in training needs more than one value a channel: {x.shape}")
+        raise ValueError(
+            f"batch norm in training needs more than one value per channel, got {x.shape}"
+        )
     with torch.no_grad():
         mean, var = _statistics(x, ranks)
         if running_mean is not None and running_var is not None:

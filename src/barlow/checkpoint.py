@@ -58,14 +58,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
             if damaged:
-                raise UserError(f"{path} is damaged: the checksum of {damaged} does not fit")
+                raise UserError(f"{path} is damaged: the checksum of {damaged} does not match")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         code = f"code ({named[1]})" if named else "code"
         raise UserError(
-            f"{path} is refused: it is damaged, or holds more than tensors and plain values and "
-            f"would have to execute {code} to load; none was executed"
+            f"refusing to load {path}: it is damaged, or holds more than tensors and plain values "
+            f"and would execute {code} if loaded; nothing was executed"
         ) from error
     except UserError:
         raise
@@ -89,10 +89,10 @@ def load_last(path: Path) -> dict[str, Any] | None:
         try:
             return load_checkpoint(candidate)
         except UserError as error:
-            log.warning("%s; looking for the one before", error)
+            log.warning("%s; trying the previous checkpoint", error)
     if candidates:
         raise UserError(
-            f"no whole checkpoint in {path.parent}: start again in a new folder, "
+            f"no intact checkpoint in {path.parent}: start again in a new folder, "
             "or from a kept checkpoint with --init"
         )
     return None

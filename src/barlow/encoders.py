@@ -67,11 +67,11 @@ class EncoderSpec:
         try:
             spec = cls(**values)
         except TypeError as error:
-            raise UserError(f"no encoder of this version of barlow: {error}") from error
+            raise UserError(f"encoder not supported by this version of barlow: {error}") from error
         outside = inspect.signature(timm.create_model).parameters  # such as checkpoint_path
         for argument in spec.model_args:
             if argument in outside or argument.startswith("pretrained"):
-                raise UserError(f"{argument!r} is no argument of an architecture: not taken")
+                raise UserError(f"{argument!r} is not an architecture argument: refused")
         return spec
 
 
@@ -136,12 +136,14 @@ def create_encoder(
             **{**size_args(name, image_size), **model_args},
         )
     except TypeError as error:
-        raise UserError(f"encoder {name!r} does not take these arguments: {error}") from error
+        raise UserError(f"encoder {name!r} does not accept these arguments: {error}") from error
     except Exception as error:
         if not pretrained:
             raise
         # timm and the hub raise what they like without such weights, or a way to them
-        raise UserError(f"no supervised weights of {name!r}: {one_line(error, 200)}") from error
+        raise UserError(
+            f"cannot load supervised weights for {name!r}: {one_line(error, 200)}"
+        ) from error
     has_resnet_stem = _has_resnet_stem(encoder)
     if stem not in ("auto", "standard") and not has_resnet_stem:
         raise UserError(f"encoder {name!r} has no 7x7 ResNet stem to change: leave --stem at auto")
@@ -193,7 +195,7 @@ def spec_of(encoder: nn.Module) -> EncoderSpec:
     if not isinstance(spec, EncoderSpec):
         raise UserError(
             f"this {type(encoder).__name__} does not say how it was built: "
-            "make it with barlow.create_encoder or barlow.load_encoder"
+            "create it with barlow.create_encoder or load it with barlow.load_encoder"
         )
     return spec
 
@@ -205,7 +207,7 @@ def _nearest(name: str) -> str:
 
     near = get_close_matches(name, timm.list_models(), n=3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"{hint}timm.list_models() has them all"
+    return f"{hint}timm.list_models() lists all names"
 
 
 def size_args(name: str, image_size: int) -> dict[str, int]:
@@ -236,7 +238,9 @@ def _represent_by_maps(encoder: nn.Module) -> None:
     # A stage without blocks gives the map of the one before.
     new = [i for i, each in enumerate(maps) if all(each is not other for other in maps[:i])]
     if len(new) < spec.stages:
-        raise UserError(f"encoder {spec.name!r} has {len(new)} stages: give --stages no more")
+        raise UserError(
+            f"encoder {spec.name!r} has {len(new)} stages: --stages must not exceed that"
+        )
     encoder.kept_maps = new[-spec.stages :]  # type: ignore[assignment]
     encoder.pooled_forward, encoder.pooled_width = encoder.forward, encoder.num_features  # type: ignore[assignment]
     encoder.forward = partial(_pooled_maps, encoder)  # unlike a method, it can be pickled

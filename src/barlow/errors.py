@@ -30,7 +30,7 @@ def one_line(error: object, at_most: int | None = None) -> str:
 
 @contextmanager
 def user_error_if_unreadable(
-    place: object, problem: str = "is damaged or made by another version of barlow"
+    place: object, problem: str = "is damaged or was written by another version of barlow"
 ) -> Iterator[None]:
     """Turn any error while using a file's content into a UserError that names the file."""
     try:

@@ -48,11 +48,13 @@ def exclusive(fabric: "Fabric", folder: Path) -> Iterator[None]:
         except BlockingIOError:
             holder = (folder / NAME).read_text() or "another process"
             refused = [
-                f"{holder} is already training in --out {folder}: wait until it ends, or give "
-                "another"
+                f"{holder} is already training in --out {folder}: wait for it to end, or use "
+                "another folder"
             ]
         except OSError as error:
-            refused = [f"cannot write in --out {folder} ({error}): make room, or give another"]
+            refused = [
+                f"cannot write to --out {folder} ({error}): free up space, or use another folder"
+            ]
     try:
         for what in all_gather(fabric, refused):
             raise UserError(what)
@@ -79,7 +81,7 @@ def _take(file: Path) -> int:
                 raise BlockingIOError from error
             time.sleep(0.1)
         except OSError as error:
-            log.warning("no lock on %s (%s): start no second training there", file, error)
+            log.warning("cannot lock %s (%s): do not start a second training there", file, error)
             return opened
     with suppress(OSError):  # a full disk
         os.ftruncate(opened, 0)

@@ -18,8 +18,8 @@ def check_weights(model: nn.Module, step: int) -> None:
         return
     name = next(name for (name, _), norm in zip(named, norms, strict=True) if not norm.isfinite())
     raise TrainingError(
-        f"the gradient of {name} was not finite before step {step}: the run stops before its "
-        "checkpoint is touched; try a lower --lr, a longer --warmup-epochs or --precision 32"
+        f"the gradient of {name} was not finite before step {step}: training stopped without "
+        "touching the checkpoint; try a lower --lr, a longer --warmup-epochs or --precision 32"
     )
 
 
@@ -62,8 +62,8 @@ class Means:
             if not math.isfinite(value):
                 at = step - (self._count - 1 - int(count))
                 raise TrainingError(
-                    f"{name} is {value} at step {at}: the run stops before its checkpoint is "
-                    "touched; try a lower --lr, a longer --warmup-epochs or --precision 32"
+                    f"{name} is {value} at step {at}: training stopped without touching the "
+                    "checkpoint; try a lower --lr, a longer --warmup-epochs or --precision 32"
                 )
 
     def pop(self) -> dict[str, float]:

@@ -62,7 +62,9 @@ class BarlowTwins(nn.Module):
     ) -> None:
         super().__init__()
         if not projector:
-            raise ValueError("the projector has no layer: give at least one width, such as (2048,)")
+            raise ValueError(
+                "the projector has no layers: give at least one width, such as (2048,)"
+            )
         self.encoder = encoder
         self.projector = create_projector(pooled_forward_and_width(encoder)[1], projector)
         self.criterion = criterion or BarlowTwinsLoss(lambd)

@@ -108,8 +108,8 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
     several = fabric.device.type == "cpu" and fabric.world_size > 1
     if several and settings.compile and settings.sync_batch_norm:
         raise UserError(
-            "--compile cannot synchronise batch norm over several CPU processes: leave it out, or "
-            "give --no-sync-batch-norm"
+            "--compile cannot synchronise batch norm across several CPU processes: drop --compile, "
+            "or add --no-sync-batch-norm"
         )
     with flush_denormals():  # before the first product starts the threads that inherit it
         parts = assemble(fabric, settings)
@@ -120,23 +120,23 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
                 if not is_out_of_memory(error):
                     raise
                 advice = _memory_advice(run, settings, fabric.world_size)
-                raise TrainingError(f"a step does not fit in memory: {advice}") from error
+                raise TrainingError(f"a step does not fit in memory: try {advice}") from error
 
 
 def _memory_advice(run: Run, settings: Settings, ranks: int) -> str:
     """What takes less memory, of what the run still takes."""
     if run.trained:
         return (
-            f"{run.path} keeps its settings, so give more --devices, or another --out with "
-            f"--init {run.last_checkpoint} and --accumulate"
+            f"more --devices, or another --out with --init {run.last_checkpoint} and --accumulate, "
+            f"as {run.path} keeps its settings"
         )
     now, images, ways = settings.accumulate, settings.batch_size // ranks, list[str]()
     if more := [k for k in range(now + 1, images // 2 + 1) if images % k == 0]:
         parts = next((k for k in more if k >= 4 * now), more[-1])
-        ways.append(f"--accumulate {parts} takes about {now}/{parts} and keeps the loss")
+        ways.append(f"--accumulate {parts} (about {now}/{parts} of the memory, same loss)")
     if settings.precision in ("32", "64"):
-        ways.append("--precision bf16 about half")
-    return ", ".join([*ways, "--batch-size fewer images"])
+        ways.append("--precision bf16 (about half)")
+    return ", ".join([*ways, "a smaller --batch-size"])
 
 
 def _loop(
@@ -159,12 +159,12 @@ def _loop(
     means, step, seconds = Means(), 0, 0.0
     if resumed := load_last(run.last_checkpoint):
         step, seconds = resumed["step"], resumed["seconds"]
-    require_equal(fabric, step, f"the processes see checkpoints of different steps in {run.path}")
+    require_equal(fabric, step, f"the processes see checkpoints from different steps in {run.path}")
     if step:
         on_main_rank(fabric, partial(record.require_same_images, run, loader.source))
     if schedule.done(step, seconds):
         on_main_rank(fabric, partial(record.repair_finished, run, settings, step))
-        reporter.say(f"{run.path} is finished: {step} steps are done, nothing is left to do")
+        reporter.say(f"{run.path} is finished: {step} steps done, nothing left to do")
         return
     on_main_rank(fabric, partial(record.write_start, run, settings, step, loader.source))
 
@@ -283,14 +283,14 @@ def _loop(
                     if not main:
                         return  # an error here would end the others while they save
                     if requeue_asked and requeue():
-                        reporter.say("SLURM will start this job again")
+                        reporter.say("SLURM will restart this job")
                     raise _interrupted(stop.signal, schedule.describe(step, seconds), saved)
                 if vote_due:
                     vote.reschedule(step, now)
     measured = validation and "knn_top1" in row
     knn = f", k-NN on held-out images {row['knn_top1']:.1%}" if measured else ""
     reporter.say(
-        f"finished: {step} steps in {seconds:.0f} s{knn}; the encoder is {run.encoder_folder}"
+        f"finished: {step} steps in {seconds:.0f} s{knn}; the encoder is in {run.encoder_folder}"
     )
     evaluation = evaluate_command(str(run.path), settings.source, loader.source.labels)
     reporter.say(f"next: {evaluation}")
@@ -334,7 +334,7 @@ def _restore(
 
 def _interrupted(signal: str | None, reached: str, saved: bool) -> TrainingError:
     """The error that ends a training which was asked to stop."""
-    outcome = "saved" if saved else "the last checkpoint is an earlier one"
+    outcome = "checkpoint saved" if saved else "not saved, the last checkpoint is older"
     return TrainingError(
-        f"{signal or 'a signal'} at {reached}: {outcome}; run the same command again to go on"
+        f"{signal or 'a signal'} at {reached}: {outcome}; run the same command again to resume"
     )

@@ -88,11 +88,11 @@ def create_fabric(settings: Settings | Devices, patience: timedelta = PATIENCE) 
             f"{one_line(error)}"
         ) from error
     if fabric.device.type == "mps" and settings.precision == "64":
-        raise UserError("mps has no float64: give --precision 32, or --accelerator cpu")
+        raise UserError("mps does not support float64: use --precision 32 or --accelerator cpu")
     if externally_launched() and fabric.world_size < settings.devices:
         raise UserError(
-            f"--devices is {settings.devices}, and what started this process started "
-            f"{fabric.world_size} in all: have srun or torchrun start as many"
+            f"--devices is {settings.devices}, but srun or torchrun started only "
+            f"{fabric.world_size} process(es) in all: have it start as many as --devices"
         )
     if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
         join(fabric.device, patience)
@@ -123,7 +123,7 @@ def launch(fabric: "Fabric", task: Callable[["Fabric"], None]) -> None:
         by_gloo = isinstance(error, RuntimeError) and "third_party/gloo/" in str(error)
         if isinstance(error, dist.DistError | ProcessExitedException) or by_gloo:
             raise TrainingError(
-                "another process, or the way to it, is gone: run the same command again to go on"
+                "lost contact with another process: run the same command again to resume"
             ) from error
         raise
 

@@ -31,9 +31,9 @@ def require_same_images(run: Run, images: Source) -> None:
         name, number, fingerprint = began["name"], began["images"], began["fingerprint"]
     if fingerprint != images.fingerprint:
         raise UserError(
-            f"--out {run.path} was trained on {number} images of {name}, and these "
-            f"{len(images)} are others: bring the former back, or start from its encoder with "
-            f"--init {run.path} and another --out"
+            f"--out {run.path} was trained on {number} images of {name}, but these "
+            f"{len(images)} are different: restore the original images, or start from its encoder "
+            f"with --init {run.path} and another --out"
         )
 
 
@@ -55,7 +55,7 @@ def write_start(run: Run, settings: Settings, step: int, images: Source) -> None
         run.add_start({"step": step, "data": data, "environment": environment()})
     except OSError as error:
         raise UserError(
-            f"cannot write in --out {run.path} ({error}): make room, or give another"
+            f"cannot write to --out {run.path} ({error}): free up space, or use another folder"
         ) from error
 
 
@@ -67,7 +67,7 @@ def repair_finished(run: Run, settings: Settings, step: int) -> None:
         if (settings.source, settings.validation) != (was.source, was.validation):
             write_text(run.config_file, yaml.safe_dump(settings.to_dict(), sort_keys=False))
     except (OSError, UserError) as error:
-        log.warning("%s is left as it is: %s", run.path, error)
+        log.warning("%s is left unchanged: %s", run.path, error)
 
 
 def write_skipped(fabric: "Fabric", run: Run, images: Source) -> None:
@@ -79,7 +79,7 @@ def write_skipped(fabric: "Fabric", run: Run, images: Source) -> None:
         if new := run.add_skipped(skipped):
             log.warning("%d image(s) cannot be read, see %s", new, run.skipped_file)
     except OSError as error:
-        log.warning("cannot write %s (%s): training goes on", run.skipped_file, error)
+        log.warning("cannot write %s (%s): training continues", run.skipped_file, error)
 
 
 def add_metrics(run: Run, rows: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -87,7 +87,7 @@ def add_metrics(run: Run, rows: list[dict[str, float]]) -> list[dict[str, float]
     try:
         run.add_metrics(rows)
     except OSError as error:
-        log.warning("cannot write %s (%s): training goes on", run.metrics_file, error)
+        log.warning("cannot write %s (%s): training continues", run.metrics_file, error)
         return rows
     return []
 
@@ -112,8 +112,10 @@ def save(run: Run, state: dict[str, Any], encoder: nn.Module, kept: int | None, 
     except OSError as error:
         if last:
             raise TrainingError(
-                f"the training is done and cannot be saved in {run.path} ({error}): make room "
-                "and run the same command again, it goes on from the last checkpoint"
+                f"training is done but cannot be saved in {run.path} ({error}): free up space "
+                "and run the same command again to resume from the last checkpoint"
             ) from error
-        log.warning("cannot save in %s (%s): training goes on and tries again", run.path, error)
+        log.warning(
+            "cannot save in %s (%s): training continues and will try again", run.path, error
+        )
         return False

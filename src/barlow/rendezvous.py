@@ -64,7 +64,9 @@ def _find_store(bootstrap_store: Store, tries: int = 100) -> TCPStore:
             return TCPStore(host, int(port), timeout=seconds, wait_for_workers=False)
         except (dist.DistError, dist.DistNetworkError):
             time.sleep(0.2)  # the first process may not have said yet where it is now
-    raise TrainingError(f"the first process is not at {host}:{port}, where it said")
+    raise TrainingError(
+        f"cannot reach the first process at {host}:{port}, the address it announced"
+    )
 
 
 @contextmanager

@@ -259,7 +259,9 @@ class Run:
         content = self.metrics_file.read_bytes()
         rows, broken = self.metrics(whole=True), len(content) - len(_whole(content))
         if broken:
-            log.warning("%s: %d bytes after its last whole row dropped", self.metrics_file, broken)
+            log.warning(
+                "%s: dropped %d bytes after its last complete row", self.metrics_file, broken
+            )
         elif not rows or rows[-1]["step"] <= step:
             return
         text = io.StringIO()
@@ -288,17 +290,17 @@ def open_run(out: str | Path, settings: Settings) -> Run:
     if not run.path.exists():
         return run
     if not run.path.is_dir():
-        raise UserError(f"--out {out} is a file: give a folder")
+        raise UserError(f"--out {out} is a file: use a folder")
     if not run.config_file.exists():
         names = {path.name for path in run.path.iterdir()}
         if all(name == lock.NAME or fnmatch(name, UNFINISHED) for name in names):
             return run
-        raise UserError(f"--out {out} holds other files and no run: give a new or empty folder")
+        raise UserError(f"--out {out} contains other files but no run: use a new or empty folder")
     changed = _changes(run.settings(), settings)
     if changed and run.trained:
         raise UserError(
-            f"--out {out} holds a run with other settings ({'; '.join(changed)}): "
-            "give another folder, or the settings of that run"
+            f"--out {out} contains a run with different settings ({'; '.join(changed)}): "
+            "use another folder, or the settings of that run"
         )
     return run
 
@@ -311,9 +313,9 @@ def _changes(old: Settings, new: Settings) -> list[str]:
         if name not in _MAY_CHANGE and was[name] != now[name]
     ]
     if new.minutes is None and new.epochs < old.epochs:
-        changes.append(f"epochs was {old.epochs}, is {new.epochs}; it may only grow")
+        changes.append(f"epochs was {old.epochs}, is {new.epochs} (it may only increase)")
     if (new.minutes is None) != (old.minutes is None) or (new.minutes or 0) < (old.minutes or 0):
-        changes.append(f"minutes was {old.minutes}, is {new.minutes}; it may only grow")
+        changes.append(f"minutes was {old.minutes}, is {new.minutes} (it may only increase)")
     return changes
 
 

@@ -162,7 +162,9 @@ class Settings:
             if get_origin(kind) is Literal:
                 value = str(value)
                 if value not in get_args(kind):
-                    raise UserError(f"{name} is {value!r}: give {', '.join(get_args(kind))}")
+                    raise UserError(
+                        f"{name} is {value!r}: expected one of {', '.join(get_args(kind))}"
+                    )
             elif isinstance(value, tuple):
                 value = list(value)
             elif isinstance(value, Path):
@@ -174,7 +176,7 @@ class Settings:
                 expected = (
                     inspect.formatannotation(kind).replace("typing.", "").removesuffix(" | None")
                 )
-                raise UserError(f"{name} is {value!r}: give a value of type {expected}")
+                raise UserError(f"{name} is {value!r}: expected a value of type {expected}")
             object.__setattr__(self, name, value)
         self._check()
 
@@ -218,37 +220,37 @@ class Settings:
     def _check(self) -> None:
         for name in _COUNTS:
             if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"{name} is {value}: give 1 or more")
+                raise UserError(f"{name} is {value}: it must be at least 1")
         for name in ("lr", "lr_bias_norm", "lars_eta", "weight_decay", "warmup_epochs", "workers"):
             if (value := getattr(self, name)) is not None and not value >= 0:
                 raise UserError(f"{name} is {value}: it must not be negative")
         if self.minutes is not None and not self.minutes > 0:
-            raise UserError(f"minutes is {self.minutes}: give more than 0")
+            raise UserError(f"minutes is {self.minutes}: it must be greater than 0")
         if not 0 <= self.max_broken <= 1:
-            raise UserError(f"max_broken is {self.max_broken}: give a share between 0 and 1")
+            raise UserError(f"max_broken is {self.max_broken}: it must be a share between 0 and 1")
         if not 0 <= self.momentum < 1:
-            raise UserError(f"momentum is {self.momentum}: give 0 or more, and less than 1")
+            raise UserError(f"momentum is {self.momentum}: it must be at least 0 and less than 1")
         if self.batch_size < 2:
             raise UserError(
-                f"batch_size is {self.batch_size}: Barlow Twins correlates over the batch and "
-                "needs 2 images or more, better 128 or more"
+                f"batch_size is {self.batch_size}: Barlow Twins computes correlations over the "
+                "batch and needs at least 2 images, preferably 128 or more"
             )
         parts = self.devices * self.accumulate
         if self.batch_size % parts or self.batch_size // parts < 2:
             near = max(2, round(self.batch_size / parts)) * parts
             raise UserError(
-                f"batch_size {self.batch_size} does not divide over {self.devices} device(s) x "
-                f"{self.accumulate} micro-batch(es) of 2 images or more: use a multiple of "
-                f"{parts}, for example {near}"
+                f"batch_size {self.batch_size} cannot be split evenly over {self.devices} "
+                f"device(s) x {self.accumulate} micro-batch(es) of at least 2 images: use a "
+                f"multiple of {parts}, such as {near}"
             )
         if not self.projector or min(self.projector) < 1:
             raise UserError(
-                f"projector is {self.projector}: give the widths of its layers, all 1 or more"
+                f"projector is {self.projector}: expected the widths of its layers, each at least 1"
             )
         for name in self.track:
             if name not in TRACKERS:
                 raise UserError(
-                    f"track is {name!r}: give {', '.join(TRACKERS)}, or several with commas"
+                    f"track is {name!r}: use any of {', '.join(TRACKERS)}, separated by commas"
                 )
 
 
@@ -282,7 +284,7 @@ def load_recipe(recipe: str | Path) -> dict[str, Any]:
         text = path.read_bytes()
     else:
         raise UserError(
-            f"no recipe {str(recipe)!r}: use {', '.join(recipe_names())}, or a YAML file's path"
+            f"unknown recipe {str(recipe)!r}: use {', '.join(recipe_names())}, or a YAML file"
         )
     try:
         values = yaml.safe_load(text)
@@ -310,7 +312,7 @@ def check_names(values: dict[str, Any], recipe: str | Path | None = None) -> Non
             from difflib import get_close_matches
 
             near = get_close_matches(str(name), known, n=1)
-            hint = f": did you mean {near[0]!r}?" if near else f": there are {', '.join(known)}"
+            hint = f": did you mean {near[0]!r}?" if near else f": use one of {', '.join(known)}"
             place = f" in recipe {str(recipe)!r}" if recipe else ""
             raise UserError(f"unknown setting {name!r}{place}{hint}")
 

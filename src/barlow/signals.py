@@ -28,7 +28,7 @@ def requeue() -> bool:
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
-        log.warning("SLURM's job %s is not queued again: %s", job, error)
+        log.warning("cannot requeue SLURM job %s: %s", job, error)
         return False
     return True
 

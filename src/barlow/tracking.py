@@ -40,7 +40,7 @@ def tracked(reporter: Reporter | None, settings: Settings, run: Run) -> Reporter
     """
     for name in settings.track:
         if importlib.util.find_spec(OPENERS[name][0]) is None:
-            raise UserError(f"--track {name}: it is not installed; pip install {name}")
+            raise UserError(f"--track {name}: {name} is not installed; run pip install {name}")
     return Tracked(reporter or Reporter(), settings, run) if settings.track else reporter
 
 
@@ -67,7 +67,10 @@ class Tracked(Reporter):
         try:
             write_text(self._run.trackers_file, json.dumps(kept) + "\n")
         except OSError as error:
-            log.warning("a resumption will begin new runs in the trackers: %s", one_line(error))
+            log.warning(
+                "cannot save tracker ids, so resuming will start new tracker runs: %s",
+                one_line(error),
+            )
         if not done:
             self._show("views", self._views)
 
@@ -133,7 +136,7 @@ class Tracked(Reporter):
         try:
             pictures = draw()
         except Exception as error:
-            log.warning("no picture of the %s for the trackers: %s", what, one_line(error))
+            log.warning("cannot draw the %s for the trackers: %s", what, one_line(error))
             return
         for name, picture in pictures.items():
             self._each(methodcaller("image", name, picture, self._step))
@@ -149,7 +152,7 @@ class Tracked(Reporter):
                 act(*arguments)
         except Exception as error:
             self._trackers.pop(name, None)
-            log.warning("%s failed and is left out from now on: %s", name, one_line(error))
+            log.warning("%s failed and is disabled from now on: %s", name, one_line(error))
 
 
 def _last_step(run: Run) -> float:

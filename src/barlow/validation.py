@@ -80,7 +80,7 @@ def validate(
     if y.isfinite().all() and z.isfinite().all():
         row |= health_metrics(y, z, labels) if fabric.is_global_zero else {}
     else:
-        log.warning("outputs for held-out images are not finite: their health is left out")
+        log.warning("outputs for held-out images are not finite: skipping their health metrics")
     model.train()
     return row
 

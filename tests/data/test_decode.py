@@ -202,9 +202,9 @@ def numpy_file(array: np.ndarray) -> bytes:
         (encoded(Image.fromarray(picture()), "PNG")[:200], "."),
         (encoded(Image.fromarray(picture()), "JPEG")[:300], "."),
         (bomb(), "decompression bomb"),
-        (numpy_file(np.zeros((4, 4, 9), np.uint8)), "channels, where 3 were expected"),
+        (numpy_file(np.zeros((4, 4, 9), np.uint8)), "channels, expected 3"),
         (numpy_file(np.array([{}])), "[Pp]ickle"),
-        (numpy_file(np.full((4, 4), -1.5)), "floats from -1.5"),
+        (numpy_file(np.full((4, 4), -1.5)), "float values from -1.5"),
         (numpy_file(np.zeros((0, 4), np.uint8)), "is not an image"),
         ("/no/such/file.png", "no such file"),
     ],
@@ -245,7 +245,7 @@ def test_a_disk_that_is_away_for_a_while_breaks_no_image(failing, code: int, end
 
 
 def test_a_disk_that_stays_away_is_told_and_breaks_no_image(failing) -> None:
-    with pytest.raises(UserError, match=r"1\.png \(Stale file handle\), tried 3 times.*goes on"):
+    with pytest.raises(UserError, match=r"1\.png \(Stale file handle\) after 3 attempts: run"):
         decode(failing(errno.ESTALE, 3))
 
 

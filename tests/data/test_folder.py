@@ -64,10 +64,10 @@ def test_images_of_formats_that_are_not_read_are_counted(
         (tmp_path / name).touch()
     assert list(open_source(str(tmp_path)).ids) == ["1.png"]
     assert caplog.messages == [
-        f"{tmp_path}: left out, since not read: 2 .heic, 1 .dng; save them as JPEG or PNG"
+        f"{tmp_path}: unsupported formats left out: 2 .heic, 1 .dng; convert them to JPEG or PNG"
     ]
     (tmp_path / "1.png").unlink()
-    with pytest.raises(UserError, match=r"of its 4 files is an image, and 2 \.heic, 1 \.dng not"):
+    with pytest.raises(UserError, match=r"of its 4 files is a supported .*: 2 \.heic, 1 \.dng"):
         open_source(str(tmp_path))
 
 
@@ -116,7 +116,7 @@ def test_a_class_may_be_called_like_a_split(
     assert list(source.ids) == names
     assert source.classes == sorted(others + splits)
     assert open_held_out(str(root)) is None
-    assert f"{', '.join(splits)} is taken for a class" in caplog.text
+    assert f"treating {', '.join(splits)} as a class" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_images_beside_a_lone_test_folder_are_trained_on_too(
     root = write_folder(tmp_path / "photos", ["1.png", "2.png", "test/3.png"])
     for split in ("train", None):
         assert list(open_source(str(root), split).ids) == ["1.png", "2.png", "test/3.png"]
-    assert "test is taken for a class, not for a split, beside 1.png, 2.png" in caplog.text
+    assert "treating test as a class, not a split, beside 1.png, 2.png" in caplog.text
 
 
 def test_an_image_beside_a_split_for_training_is_named_and_left_out(
@@ -156,7 +156,7 @@ def test_test_images_are_not_trained_on_for_want_of_others(
     if metadata:
         (root / "test" / "metadata.csv").write_text("file_name\ncat/2.png\n")
     for split in ("train", None):
-        with pytest.raises(UserError, match=r"nothing for training: move them into .*photos/train"):
+        with pytest.raises(UserError, match=r"no training split: move them into .*photos/train"):
             open_source(str(root), split)
     for source, split in ((f"{root}::test", "train"), (str(root), "test")):
         assert list(open_source(source, split).ids) == ["test/cat/2.png"]

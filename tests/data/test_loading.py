@@ -176,7 +176,7 @@ def test_a_source_smaller_than_a_batch_names_both_sizes() -> None:
 
 
 def test_a_batch_that_does_not_divide_over_the_ranks_is_refused() -> None:
-    with pytest.raises(UserError, match="batch size 10 does not divide over 4 ranks"):
+    with pytest.raises(UserError, match="batch size 10 cannot be split evenly over 4 ranks"):
         Loader(open_source("mnist5k"), TwoViews(28), 10, seed=0, world_size=4)
 
 

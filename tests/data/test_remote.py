@@ -106,7 +106,7 @@ def test_a_connection_that_breaks_is_told_and_no_image_is_called_broken(files: l
     source = remote(files)
     Path(files[1]).unlink()
     assert source[0].shape == (3, 20, 24)
-    with pytest.raises(UserError, match=r"00001.*the same command resumes the run") as one:
+    with pytest.raises(UserError, match=r"00001.*run the same command again to resume") as one:
         source[69]
     with pytest.raises(UserError) as caught:
         list(Loader(source, TwoViews(16), 8, seed=0, workers=2).epoch(0))

@@ -154,7 +154,7 @@ def test_parquet_without_images_lists_its_columns(hub: Path) -> None:
 
     path = hub / "table.parquet"
     Dataset.from_dict({"height": [1.5], "name": ["a"]}).to_parquet(path)
-    message = r"no column of images .*found: height \(float64\), name \(string\)"
+    message = r"no image column .*found: height \(float64\), name \(string\)"
     with pytest.raises(UserError, match=message):
         open_source(str(path))
 
@@ -281,12 +281,12 @@ def test_torchvisions_data_sets_come_from_the_data_root(
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("cifar1O", "no source 'cifar1O': .* did you mean cifar10"),
-        ("photos", "no such file or folder, and known names: mnist5k"),
+        ("cifar1O", "unknown source 'cifar1O': .* did you mean cifar10"),
+        ("photos", "no such file or folder; known names: mnist5k"),
         ("{tmp}/none/at/all", "does not exist; .* does"),
         ("{tmp}/empty", r"no images in .*empty: it is empty \(looked for .jpg"),
-        ("{tmp}/texts", "none of its 2 files is an image"),
-        ("{tmp}/texts/a.md", "a file of no known kind: expected .parquet, .tar, .txt"),
+        ("{tmp}/texts", "none of its 2 files is a supported image"),
+        ("{tmp}/texts/a.md", "an unsupported file type: expected .parquet, .tar, .txt"),
         ("{tmp}/list.txt", "paths are relative to the list"),
         ("{tmp}/void.txt", "lists no images"),
         ("{tmp}/comments.txt", "lists no images"),
@@ -294,7 +294,7 @@ def test_torchvisions_data_sets_come_from_the_data_root(
         ("{tmp}/latin", "metadata.csv is not UTF-8 .*byte 13.: save it as UTF-8"),
         ("{tmp}/array", r"metadata.jsonl, line 2 is '\[1\]': expected a JSON object on one line"),
         ("{tmp}/cut", 'metadata.jsonl, line 1 is \'{"file_name": "a\': expected a JSON object'),
-        ("{tmp}/wide", r"cannot read .*metadata.csv as CSV \(field larger.*: expected headings"),
+        ("{tmp}/wide", r"cannot read .*metadata.csv as CSV \(field larger.*: expected a header"),
         ("{tmp}/broken.parquet", "cannot read .*broken.parquet as Parquet"),
         ("mnist5k::dev", "mnist5k has no split 'dev'; found: train, test"),
         ("{tmp}/photos::train", "has no split 'train'; it has no splits"),
@@ -340,7 +340,7 @@ def test_sixteen_bits_that_are_hardly_used_are_told_of_once(
             Image.fromarray(pixels).save(tmp_path / f"{i}.tif")
     for _ in range(2):
         open_source(str(tmp_path))
-    message = f"{tmp_path}: the brightest of its 16-bit values seen is 4095 of 65535"
+    message = f"{tmp_path}: its brightest 16-bit value seen is 4095 of 65535"
     assert caplog.text.count(message) == told
 
 

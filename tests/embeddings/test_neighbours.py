@@ -75,7 +75,7 @@ def test_a_vector_of_zeros_is_like_nothing(stored):
 
 
 def test_queries_of_another_width_are_refused(stored):
-    with pytest.raises(UserError, match="has 2 features an image, the query has 3"):
+    with pytest.raises(UserError, match="has 2 features per image, the query has 3"):
         nearest(stored(np.ones((4, 2), np.float32)), torch.ones(1, 3), 1)
 
 

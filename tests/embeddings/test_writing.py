@@ -81,7 +81,7 @@ def test_images_that_cannot_be_read_are_left_out_and_listed(write, photos):
     expected, found = read_embeddings(whole), read_embeddings(file)
     assert found.ids == [expected.ids[i] for i in good]
     assert np.allclose(found.embeddings, expected.embeddings[good], atol=1e-5)
-    assert lines[1].startswith("10 images cannot be read")
+    assert lines[1].startswith("10 image(s) cannot be read")
     listed = (file.parent / "e.skipped.csv").read_text().splitlines()
     assert listed[0] == "id,reason"
     assert listed[1] == "cat/0003.png,not an image"
@@ -110,7 +110,7 @@ def test_images_whose_names_are_no_text_are_embedded_as_any(odd_names, encoder_f
 def test_images_whose_names_are_no_text_are_written_and_seen(odd_names, write, encoder_folder):
     file, lines = write(odd_names)
     table = open_table(file)
-    assert lines[1].startswith("1 images cannot be read")
+    assert lines[1].startswith("1 image(s) cannot be read")
     assert "cat/0002" in (file.parent / "e.skipped.csv").read_text()
     columns = table.columns([0, 1])
     assert columns["path"] == [str(odd_names / "cat" / "0000.png"), None]

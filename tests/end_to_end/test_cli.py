@@ -68,10 +68,10 @@ def test_pretraining_prints_first_and_last_row_where_the_encoder_is_and_what_nex
     lines = done.stdout.splitlines()
     assert [line[:20] for line in lines[:2]] == ["barlow: epoch 1.00/2", "barlow: epoch 2.00/2"]
     assert re.search(r", k-NN on held-out images \d", lines[-3])
-    assert lines[-3].endswith(f"the encoder is {out / 'encoder'}")
+    assert lines[-3].endswith(f"the encoder is in {out / 'encoder'}")
     evaluation = f"barlow evaluate {out} --train mnist5k --baseline random"
     assert lines[-2] == f"barlow: next: {evaluation}"
-    assert lines[-1] == f"barlow: the page of the run is {out / 'report.html'}"
+    assert lines[-1] == f"barlow: wrote the run's page to {out / 'report.html'}"
     assert [line for line in done.stderr.splitlines() if "features of" not in line] == []
     assert (out / "encoder" / "model.safetensors").is_file()
 
@@ -88,7 +88,7 @@ def test_what_does_not_fit_in_memory_is_one_line(monkeypatch, here):
     monkeypatch.setitem(COMMANDS, "embed", lambda argv: torch.empty(10**15, dtype=torch.uint8))
     done = here("embed")
     assert (done.returncode, done.stdout) == (1, "")
-    message = "this does not fit in memory: give a smaller --batch-size, or --limit the images"
+    message = "out of memory: use a smaller --batch-size, or --limit the number of images"
     assert done.stderr == f"barlow: {message}\n"
 
 
@@ -108,7 +108,7 @@ def test_an_encoder_is_exported_and_evaluated_from_there(run, tmp_path, here):
     done = here("export", run[0], "--format", "safetensors", "--out", out)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"wrote {out}\n", "")
     again = here("export", run[0], "--format", "safetensors", "--out", out)
-    assert (again.returncode, "is there already" in again.stderr) == (2, True)
+    assert (again.returncode, "already exists" in again.stderr) == (2, True)
     options = ["--train", "mnist5k", "--test", "mnist5k", "--limit", 100, "--no-cache"]
     assert here("evaluate", out, *options).returncode == 0
 
@@ -153,7 +153,7 @@ def test_a_linear_classifier_is_kept_predicts_and_is_exported(run, tmp_path, her
     done = here("predict", model, "mnist5k::test", "--out", tmp_path / "p.csv", "--limit", 10)
     assert done.stdout == "10 images classified\n"
     done = here("export", model, "--format", "torch-export", "--out", tmp_path / "m.pt2")
-    assert "what it computes differs from PyTorch's by " in done.stdout
+    assert "its output differs from PyTorch's by at most " in done.stdout
 
 
 def test_health_is_measured_on_images_without_labels(run, tmp_path, here):
@@ -231,22 +231,22 @@ def test_a_signal_to_the_whole_group_leaves_the_loaders_workers_to_their_trainin
         (["pretrain", "mnist5k"], "required: out"),
         (["pretrain", "mnist5k", "--out", "OUT", "--epoch", "3"], "did you mean --epochs?"),
         (["pretrain", "mnist5k", "--out", "OUT", "--epochs", "many"], "epochs"),
-        (["pretrain", "mnist5k", "--out", "OUT", "--recipe", "nope"], "no recipe 'nope'"),
-        (["pretrain", "mnist5k", "--out", "OUT", "--batch-size", "1"], "2 images or more"),
+        (["pretrain", "mnist5k", "--out", "OUT", "--recipe", "nope"], "unknown recipe 'nope'"),
+        (["pretrain", "mnist5k", "--out", "OUT", "--batch-size", "1"], "at least 2 images"),
         (["pretrain", "mnist5k", "--out", "OUT", "--limit", "8"], "fewer than one batch of 256"),
         (["pretrain", "mnist5k", "--out", "OUT", "--encoder", "resnet19"], "resnet18"),
-        (["pretrain", "nosuch", "--out", "OUT"], "no source 'nosuch'"),
+        (["pretrain", "nosuch", "--out", "OUT"], "unknown source 'nosuch'"),
         (["pretrain", "EMPTY", "--out", "OUT"], "no images in"),
         (["pretrain", "TEXTS", "--out", "OUT"], "no images in"),
-        (["pretrain", "mnist5k", "--out", "TEXTS"], "holds other files and no run"),
+        (["pretrain", "mnist5k", "--out", "TEXTS"], "contains other files but no run"),
         (["evaluate", "EMPTY", "--train", "mnist5k", "--test", "mnist5k"], "no encoder at"),
         (
             ["evaluate", "EMPTY", "--train", "mnist5k", "--protocol", "magic"],
-            "there are linear, knn",
+            "use one of linear, knn",
         ),
         (
             ["evaluate", "EMPTY", "--train", "mnist5k", "--protocol=knn", "--epochs", "5"],
-            "no option --epochs: see barlow evaluate --protocol knn --help",
+            "unknown option --epochs: see barlow evaluate --protocol knn --help",
         ),
     ],
 )
@@ -268,7 +268,7 @@ def test_a_mistake_is_one_line_exits_2_and_writes_nothing(tmp_path, here, argume
 def test_a_mistake_ends_the_process_with_status_2():
     done = barlow("pretrian")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "barlow: no command 'pretrian': did you mean 'pretrain'?\n"
+    assert done.stderr == "barlow: unknown command 'pretrian': did you mean 'pretrain'?\n"
 
 
 def test_help_answers_without_loading_torch():

@@ -169,7 +169,7 @@ def test_sigterm_saves_and_exits_within_five_seconds(tmp_path, devices):
     output = process.communicate(timeout=120)[0]
     assert time.monotonic() - before < 5 + 5 * devices  # and the time a process takes to end
     assert process.returncode == 1
-    assert re.search(r"SIGTERM at step \d+ of 4000: saved; run the same command again", output)
+    assert re.search(r"SIGTERM at step \d+ of 4000: checkpoint saved; run the same", output)
     assert "Traceback" not in output
     assert load_checkpoint(run.last_checkpoint)["step"] == run.metrics()[-1]["step"]
 
@@ -185,7 +185,7 @@ def test_slurms_warning_queues_the_job_again(tmp_path):
     wait_for_step(process, Run(tmp_path / "run"), 3)
     process.send_signal(signal.SIGUSR1)
     output = process.communicate(timeout=60)[0]
-    assert "SLURM will start this job again" in output
+    assert "SLURM will restart this job" in output
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
 
 
@@ -232,7 +232,7 @@ def test_a_full_disk_stops_nothing_and_what_waited_is_written_later(tmp_path, sm
     filler.unlink()
     output = process.communicate(timeout=240)[0]
     assert process.returncode == 0, output
-    assert "training goes on and tries again" in output
+    assert "training continues and will try again" in output
     assert "Traceback" not in output
     assert run.metrics_file.stat().st_size > size
     assert [row["step"] for row in run.metrics()] == list(range(1, 481)), "no row is lost"

@@ -26,7 +26,7 @@ def refused(capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--momentum", "-1"], "momentum is -1.0: give 0 or more, and less than 1"),
+        (["--momentum", "-1"], "momentum is -1.0: it must be at least 0 and less than 1"),
         (["--momentum", "1", "--optimizer", "adamw"], "momentum is 1.0"),
         (["--lr", "nan"], "--lr nan: expected a float"),
     ],
@@ -82,7 +82,7 @@ def run(tmp_path):
 def test_settings_of_another_version_or_damaged(run, refused, command, damage, message):
     run.config_file.write_text(damage(run.config_file.read_text()))
     line = refused(*command, run.path)
-    assert f"{run.config_file} is damaged or made by another version of barlow: " in line
+    assert f"{run.config_file} is damaged or was written by another version of barlow: " in line
     assert message in line
 
 
@@ -102,6 +102,6 @@ def test_settings_of_another_version_or_damaged(run, refused, command, damage, m
 def test_what_a_training_wrote_is_damaged(run, refused, file, content, message):
     (run.path / file).write_bytes(content)
     line = refused("report", run.path)
-    assert f"{run.path / file} is damaged or made by another version of barlow: " in line
+    assert f"{run.path / file} is damaged or was written by another version of barlow: " in line
     assert message in line
     assert not run.report_file.exists()

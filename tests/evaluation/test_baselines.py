@@ -56,7 +56,7 @@ def test_weights_for_a_standard_stem_see_images_that_are_enlarged_for_it(tmp_pat
 def test_weights_that_do_not_fit_are_an_error_that_names_the_encoder(tmp_path):
     torch.save({"conv1.0.weight": torch.zeros(1)}, tmp_path / "weights.pth")
     encoder = _encoder(pretrained_cfg_overlay={"file": str(tmp_path / "weights.pth")})
-    with pytest.raises(UserError, match="no supervised weights of 'resnet10t'"):
+    with pytest.raises(UserError, match="cannot load supervised weights for 'resnet10t'"):
         _baseline(encoder, "supervised")
 
 

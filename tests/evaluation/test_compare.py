@@ -222,7 +222,7 @@ def test_runs_evaluated_in_other_ways_are_refused(tmp_path):
 
 
 def test_a_run_without_results_and_a_place_that_is_none_are_named(tmp_path):
-    with pytest.raises(UserError, match="not evaluated yet: run `barlow evaluate"):
+    with pytest.raises(UserError, match="not been evaluated yet: run `barlow evaluate"):
         compare(str(tmp_path), str(tmp_path))
     with pytest.raises(UserError, match="neither a run nor a JSON file"):
         compare(str(tmp_path / "none"), str(tmp_path))
@@ -272,7 +272,7 @@ def test_an_image_that_cannot_be_read_moves_no_other(protocol, pixels, noise, ca
     a = evaluated()
     (noise / "test" / "a" / "03.png").write_bytes(b"gone")
     b = evaluated()
-    assert "1 of 40 images cannot be read and are left out, first test/a/03.png" in caplog.text
+    assert "1 of 40 images cannot be read and are skipped, first: test/a/03.png" in caplog.text
     read = torch.arange(40) != 3
     for before, after in zip(a.rows, b.rows, strict=True):
         assert before.read == ""
@@ -355,7 +355,7 @@ def test_of_several_runs_the_images_that_all_could_read_count(tmp_path):
 def test_one_run_a_side_says_that_other_seeds_differ_too(tmp_path):
     a0, a1 = _side(tmp_path, "a", 0.6, 0.7).split(",")
     b0, b1 = _side(tmp_path, "b", 0.65, 0.75).split(",")
-    said = "give several runs a side, A,B,C"
+    said = "give several runs per side, as A,B,C"
     for found in (compare(a0, b0), compare(f"{a0},{a1}", b0)):
         written = io.StringIO()
         Console(file=written, width=400).print(found.table())
@@ -381,7 +381,7 @@ def test_the_run_that_was_evaluated_otherwise_is_named_with_what_differs(tmp_pat
     other = _run(tmp_path, "b1", _probed(0.7, labels_per_class=10))
     with pytest.raises(UserError) as error:
         compare(side_a, f"{side_b},{other}")
-    assert "a0 has linear on 1000 images of digits, but not so " in str(error.value)
+    assert "a0 has linear on 1000 images of digits, which is missing from " in str(error.value)
     assert f"; {other} differs in labels_per_class (10, not None): evaluate all" in str(error.value)
     assert "seed" not in str(error.value)
     files = [f"{run}/evaluation/0.json" for run in (*side_a.split(","), other)]
@@ -398,7 +398,7 @@ def test_an_evaluation_that_one_run_lacks_is_left_out_and_told(tmp_path):
     lacking = _run(tmp_path, "c", _probed(0.7))
     found = compare(a, f"{b},{lacking}")
     assert {d.protocol for d in found.differences} == {"linear"}
-    assert f"left out: knn on 1000 images of digits, not in {lacking}" in str(found)
+    assert f"not compared: knn on 1000 images of digits, missing from {lacking}" in str(found)
 
 
 def test_a_baseline_of_one_of_the_two_is_no_other_evaluation(tmp_path):

@@ -89,7 +89,7 @@ def test_no_classifier_is_kept_where_it_cannot_be(encoder, pixels, folders, tmp_
     source, new = folders("all", ["a", "b"]), str(tmp_path / "new")
     (tmp_path / "file").write_text("")
     (tmp_path / "tags.csv").write_text("file,tags\na/0.png,x|y\na/1.png,x\nb/2.png,y\n")
-    with pytest.raises(UserError, match="holds something other than a classifier"):
+    with pytest.raises(UserError, match="exists and is not a saved classifier"):
         barlow.evaluate(encoder, source, out=source)
     with pytest.raises(NotADirectoryError, match="file/model"):
         barlow.evaluate(encoder, source, out=str(tmp_path / "file" / "model"))
@@ -115,13 +115,13 @@ def test_classes_are_matched_by_name(encoder, folders):
 
 def test_a_class_that_training_does_not_have_is_refused(encoder, folders):
     train, test = folders("train_images", ["a", "b"]), folders("test_images", ["a", "z"])
-    with pytest.raises(UserError, match="class 'z', which the training labels do not have"):
+    with pytest.raises(UserError, match="class 'z', which is not among the training labels"):
         barlow.evaluate(encoder, train, test)
 
 
 def test_a_source_without_labels_is_refused(encoder, folders):
     source = folders("all", ["."], 4)
-    with pytest.raises(UserError, match="has no labels: put the images into a folder per class"):
+    with pytest.raises(UserError, match="has no labels: put the images in one folder per class"):
         barlow.evaluate(encoder, source, source)
 
 
@@ -131,12 +131,12 @@ def test_a_source_without_labels_is_refused(encoder, folders):
         ({"labels_per_class": 401}, "class '0' of mnist5k has only 50: ask for 50"),
         ({"labels_per_class": 1, "label_fraction": 0.1}, "both given"),
         ({"label_fraction": 2.0}, "at most 1"),
-        ({"protocol": "magic"}, "no protocol 'magic': there are linear, knn, finetune, health"),
-        ({"baseline": "magic"}, "no baseline 'magic'"),
+        ({"protocol": "magic"}, "unknown protocol 'magic': use one of linear, knn, finetune"),
+        ({"baseline": "magic"}, "unknown baseline 'magic'"),
         ({"epochs": 0}, "epochs is 0"),
         (
             {"protocol": "knn", "augment": True},
-            "the protocol knn takes no augment: it takes test, labels",
+            "protocol knn has no option augment: its options are test, labels",
         ),
         ({"batch_size": 0}, "batch size is 0"),
         ({"devices": 0}, "devices is 0"),
@@ -156,7 +156,7 @@ def test_a_result_survives_its_file(encoder, tmp_path):
 
 def test_a_file_that_is_no_result_is_refused(tmp_path):
     (tmp_path / "x.json").write_text("[]")
-    with pytest.raises(UserError, match="is no result"):
+    with pytest.raises(UserError, match="is not a result"):
         Result.load(tmp_path / "x.json")
 
 
@@ -176,4 +176,4 @@ def test_a_run_that_cannot_be_written_to_costs_no_result(pixels, noise, tmp_path
     (tmp_path / "evaluation").write_text("no folder")
     result = barlow.evaluate(pixels, str(noise), protocol="knn")
     assert save_in_run(result, tmp_path) is None
-    assert f"the result is not saved in {tmp_path}: " in caplog.text
+    assert f"could not save the result in {tmp_path}: " in caplog.text

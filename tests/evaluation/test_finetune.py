@@ -147,14 +147,14 @@ def test_a_rate_that_diverges_is_not_chosen(encoder, monkeypatch):
         ({"epochs": 0}, "epochs is 0"),
         ({"seeds": 0}, "seeds is 0"),
         ({"rate": -1.0}, "rate is -1"),
-        ({"crop": 0.0}, "crop is 0.0: give a share of the image, above 0 and at most 1"),
+        ({"crop": 0.0}, "crop is 0.0: it must be a share of the image, above 0 and at most 1"),
         ({"crop": 1.5}, "crop is 1.5"),
         ({"batch_size": 1}, "batch size is 1"),
         (
             {"baseline": "pixels"},
-            "no baseline 'pixels' for this protocol: there are random, supervised",
+            "unknown baseline 'pixels' for this protocol: use one of random, supervised",
         ),
-        ({"views": "magic"}, "no preset 'magic'"),
+        ({"views": "magic"}, "unknown preset 'magic'"),
     ],
 )
 def test_mistakes_are_named(encoder, options, message):
@@ -164,7 +164,7 @@ def test_mistakes_are_named(encoder, options, message):
 
 def test_a_folder_that_holds_something_else_is_left_alone(encoder, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds something other than a classifier"):
+    with pytest.raises(UserError, match="exists and is not a saved classifier"):
         finetune(encoder, "mnist5k", out=str(tmp_path), **QUICK)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -277,4 +277,4 @@ def test_a_disk_that_fills_up_meanwhile_costs_no_result(
     out = str(tmp_path / "model")
     result = finetune(pixels, str(noise), out=out, seeds=1, rate=1e-3, epochs=1)
     assert result.rows
-    assert "the classifier is not saved: no space left" in caplog.text
+    assert "could not save the classifier: no space left" in caplog.text

@@ -60,12 +60,12 @@ def test_an_error_leaves_the_encoder_as_it_was(encoder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"views": 1}, "give at least 3 and 2"),
-        ({"images": 2}, "give at least 3 and 2"),
-        ({"baseline": "magic"}, "there are random, pixels, supervised"),
-        ({"test": "mnist5k"}, "the protocol health takes no test: it takes baseline"),
+        ({"views": 1}, "give at least 3 images and 2 views"),
+        ({"images": 2}, "give at least 3 images and 2 views"),
+        ({"baseline": "magic"}, "use one of random, pixels, supervised"),
+        ({"test": "mnist5k"}, "protocol health has no option test: its options are baseline"),
         ({"batch_size": 0}, "batch size is 0"),
-        ({"preset": "magic"}, "no preset 'magic'"),
+        ({"preset": "magic"}, "unknown preset 'magic'"),
     ],
 )
 def test_mistakes_are_named(encoder, options, message):

@@ -117,5 +117,5 @@ def test_a_dead_feature_is_left_out():
 
 
 def test_one_view_tells_nothing():
-    with pytest.raises(UserError, match="two of both"):
+    with pytest.raises(UserError, match="two of each"):
         lidar(torch.randn(5, 1, 3))

@@ -51,7 +51,7 @@ def test_folds_hold_each_image_out_once(y, number):
 
 @pytest.mark.parametrize("k", [0, 3])
 def test_impossible_numbers_of_labels_are_refused_with_what_is_possible(k):
-    with pytest.raises(UserError, match=r"give 1 or more|class 1 has only 2"):
+    with pytest.raises(UserError, match=r"must be at least 1|class 1 has only 2"):
         labels_per_class(torch.tensor([0, 0, 0, 1, 1]), k)
 
 

@@ -139,8 +139,8 @@ def test_lines_without_an_image_and_without_a_value_are_left_out_and_counted(lab
     text = "file,label\n1.png,cat\n2.png,\n3.png,dog\nz.png,dog\n"
     found = read_labels(labels(text), IDS, "auto")
     assert found.rows.tolist() == [0, 2]
-    assert "1 images are not there, first z.png" in caplog.text
-    assert "1 images have no value, first 2.png" in caplog.text
+    assert "1 image(s) not found in the source, first: z.png" in caplog.text
+    assert "1 image(s) with no value, first: 2.png" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -148,13 +148,13 @@ def test_lines_without_an_image_and_without_a_value_are_left_out_and_counted(lab
     [
         ("", "auto", "is empty"),
         ("file\n1.png\n", "auto", "has one column"),
-        ("file,label\n1.png,a,b\n", "auto", "line 2: 3 values under 2 headings"),
-        ("file,label\nz.png,a\n", "auto", "labels no image of the source: the first line names z"),
+        ("file,label\n1.png,a,b\n", "auto", "line 2: 3 values, but the header has 2"),
+        ("file,label\nz.png,a\n", "auto", "labels no image of the source: its first row names z"),
         ("file,label\n1.png,a\na/1.png,b\n", "auto", "labels a/1.png twice"),
-        ("file,label\n1.png,a\n2.png,a\n", "auto", "has the one class 'a'"),
+        ("file,label\n1.png,a\n2.png,a\n", "auto", "has only one class, 'a'"),
         ("file,label\n1.png,a\n2.png,b\n", "numbers", "'a' in column label is not a number"),
-        ("file,p,q\n1.png,a,b\n", "classes", "has 2 columns of values: classes stand in one"),
-        ("file,p,q\n1.png,2,1\n", "tags", "tags in columns are 0 or 1"),
+        ("file,p,q\n1.png,a,b\n", "classes", "has 2 columns of values: classes need exactly one"),
+        ("file,p,q\n1.png,2,1\n", "tags", "tag columns must be 0 or 1"),
         ("file,\n1.png,a\n", "auto", "has one column"),
         ("file,x\n1.png,1.5\n2.png,NA\n", "auto", "'NA' in column x is .* leave the cell empty"),
         ("file,x\n1.png,3\n2.png,#N/A\n", "auto", "'#N/A' in column x .*or give --kind classes"),
@@ -174,7 +174,7 @@ def test_a_file_that_cannot_be_meant_is_refused(labels, text, kind, message):
 
 def test_a_column_beside_the_label_is_left_out_and_named(labels, caplog):
     read_labels(labels("file,label,note\n1.png,x,\n4.png,y,dim\n"), IDS, "auto")
-    assert "column label is read; left out: note" in caplog.text
+    assert "using column label, ignoring note" in caplog.text
     assert "no value" not in caplog.text
 
 
@@ -205,7 +205,7 @@ def test_a_line_of_another_folder_labels_no_image(labels, above, caplog):
     file = labels(f"file,label\n{above}1.png,x\n{above}a/2.png,y\ntest/3.png,x\n")
     found = read_labels(file, ["1.png", "a/2.png", "3.png"], "auto", "train")
     assert found.rows.tolist() == [0, 1]
-    assert "1 images are not there, first test/3.png" in caplog.text
+    assert "1 image(s) not found in the source, first: test/3.png" in caplog.text
 
 
 def test_the_folder_of_a_source_tells_its_images_from_those_of_another(labels, tmp_path):
@@ -295,7 +295,7 @@ def test_a_test_source_of_its_own_is_aligned_by_name(pictures, tmp_path):
     task = open_task(folder, folder, labels=str(train), test_labels=str(few), in_chans=1)
     assert [task.names[c] for c in task.test.y] == [*"jbjbjbjbj"]
     few.write_text("file,label\n391.png,z\n392.png,a\n")
-    with pytest.raises(UserError, match="has class 'z', which the training labels do not have"):
+    with pytest.raises(UserError, match="has class 'z', which is not among the training labels"):
         open_task(folder, folder, labels=str(train), test_labels=str(few), in_chans=1)
 
 
@@ -335,9 +335,9 @@ def test_a_class_that_no_training_image_has_is_not_the_one_with_the_fewest():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"protocol": "finetune"}, "fine-tuning is for classes, and .* has tags"),
-        ({"epochs": 3}, "SGD is for classes, and these labels are tags"),
-        ({"labels_per_class": 1}, "taken of each class, and these are tags"),
+        ({"protocol": "finetune"}, "fine-tuning needs class labels, and .* has tags"),
+        ({"epochs": 3}, "SGD needs class labels, and these are tags"),
+        ({"labels_per_class": 1}, "need class labels, and these are tags"),
         ({"labels": None, "kind": "tags"}, "give labels too"),
         ({"labels": "nowhere.csv"}, "cannot read nowhere.csv"),
     ],
@@ -401,7 +401,8 @@ def test_test_images_of_a_class_without_a_training_image_are_warned_of(tmp_path,
         for i in range(2):
             Image.new("L", (8, 8)).save(tmp_path / folder / f"{i}.png")
     open_task(str(tmp_path), in_chans=1)
-    assert "2 of 4 test images are of classes without a training image, such as emu" in caplog.text
+    warning = "2 of 4 test images belong to classes with no training images, such as emu"
+    assert warning in caplog.text
 
 
 def test_a_source_with_a_split_for_training_alone_is_divided(tmp_path):

@@ -62,10 +62,10 @@ def test_two_processes_give_the_table_of_one(encoder, shades):
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        ([], "give a list of one labelled source or more"),
+        ([], "give a list of one or more labelled sources"),
         ("mnist5k", "give a list"),
         (["mnist5k", "mnist5k"], "given twice"),
-        (["mnist5k", "mnist6k"], "no source 'mnist6k'"),
+        (["mnist5k", "mnist6k"], "unknown source 'mnist6k'"),
     ],
 )
 def test_mistakes_are_named_before_any_image_is_read(encoder, monkeypatch, sources, message):

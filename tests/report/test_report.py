@@ -50,7 +50,7 @@ def test_without_its_images_the_page_is_made_of_what_the_folder_says(copy, caplo
     copy.config_file.write_text(text)
     page = write_report([str(copy.path)])
     assert headings(page) == ["worth", "data", "training", "health", "settings"]
-    assert "goes without its images: gone/images does not exist" in caplog.text
+    assert "omits the images: gone/images does not exist" in caplog.text
 
 
 def test_a_run_that_has_only_begun_has_a_page(copy, caplog):

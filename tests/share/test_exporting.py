@@ -200,8 +200,8 @@ def test_a_graph_that_computes_something_else_is_not_written(encoder, tmp_path, 
 @pytest.mark.parametrize(
     ("format", "name", "options", "message"),
     [
-        ("timm", "there", {}, "is there already"),
-        ("keras", "e", {}, "no format 'keras': there are timm, safetensors"),
+        ("timm", "there", {}, "already exists"),
+        ("keras", "e", {}, "unknown format 'keras': use one of timm, safetensors"),
         ("onnx", "e.pb", {}, "name it e.onnx"),
         ("safetensors", "e.safetensors", {"preprocess": True}, "--preprocess works only with onnx"),
         ("torch-export", "e.pt2", {"half": True}, "--half works only with timm and safetensors"),

@@ -166,7 +166,7 @@ def test_an_encoder_of_another_project_computes_what_it_did_there(
     assert f"a checkpoint of {project}: resnet18" in loaded.origin
     colours = (0.4914, 0.4822, 0.4465) if padding == 2 else (0.485, 0.456, 0.406)
     assert loaded.encoder.preprocess.mean == colours
-    assert f"normalised by {colours}" in loaded.origin
+    assert f"normalised with mean {colours}" in loaded.origin
     assert "120 of 120 weights matched" in loaded.origin
     assert f"left out: {left_out};" in loaded.origin
     assert "missing: nothing" in loaded.origin
@@ -222,15 +222,15 @@ def test_the_small_resnets_of_lightly_load(shaken, tmp_path):
     features = backbone(view).flatten(1)  # the ReLU behind the stem is no child, and is not there
     assert torch.equal(ours(view), features)
     assert not torch.equal(theirs.eval()(view), features)
-    assert "no ReLU behind it" in ours.origin
+    assert "no ReLU after it" in ours.origin
 
     save_encoder(ours, tmp_path / "saved")
     assert torch.equal(barlow.load_encoder(tmp_path / "saved")(view), features)
     with pytest.raises(RuntimeError, match=r"size mismatch for conv1\.weight"):
         timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True, num_classes=0)
-    with pytest.raises(UserError, match="no ResNet without a ReLU behind its stem"):
+    with pytest.raises(UserError, match="has no ReLU after its stem, which timm"):
         export(ours, "timm", str(tmp_path / "timm"))
-    with pytest.raises(UserError, match="no ResNet without a ReLU behind its stem"):
+    with pytest.raises(UserError, match="has no ReLU after its stem, which timm"):
         push(str(tmp_path / "cifar.ckpt"), "someone/model", dry_run=True)
 
 
@@ -251,7 +251,7 @@ def test_a_resnet_that_lost_its_pooling_is_refused(tmp_path):
     layers = [theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4]
     backbone = nn.Sequential(theirs.conv1, theirs.bn1, *layers)
     torch.save(backbone.state_dict(), tmp_path / "cut.pth")
-    with pytest.raises(UserError, match="no ReLU or no pooling behind a 7x7 stem"):
+    with pytest.raises(UserError, match="no ReLU or no pooling after its 7x7 stem"):
         barlow.load_encoder(tmp_path / "cut.pth")
 
 
@@ -307,7 +307,7 @@ def test_pooling_behind_a_small_stem_is_told_by_the_place_of_the_layers(resnet18
     view = torch.randn(2, 3, IMAGES, IMAGES)
     assert torch.equal(ours(view), theirs(view))
     pooled = nn.Sequential(conv1, bn1, relu, nn.MaxPool2d(2), *layers)
-    with pytest.raises(UserError, match="has pooling behind a 3x3 stem"):
+    with pytest.raises(UserError, match="has pooling after a 3x3 stem"):
         barlow.load_encoder(saved(tmp_path, {"f": pooled}))
 
 
@@ -392,7 +392,7 @@ def test_weights_beside_the_encoder_with_a_name_of_its_own_do_not_get_in(resnet1
     assert torch.equal(ours.bn1.weight, theirs.bn1.weight)
     del state["backbone.bn1.weight"]
     torch.save({"state_dict": {**state, "bn1.weight": torch.zeros(64)}}, tmp_path / "b.ckpt")
-    with pytest.raises(UserError, match=r"misses bn1\.weight"):
+    with pytest.raises(UserError, match=r"lacks bn1\.weight"):
         barlow.load_encoder(tmp_path / "b.ckpt")
 
 
@@ -414,15 +414,15 @@ def test_counters_that_old_files_lack_are_said_to_be_missing(resnet18, tmp_path)
 def test_weights_that_do_not_fit_are_refused_with_the_reason(resnet18, tmp_path):
     state = resnet18().state_dict()
     cases = {
-        "misses layer3.1.conv2.weight": {
+        "lacks layer3.1.conv2.weight": {
             k: v for k, v in state.items() if "layer3.1.conv2" not in k
         },
         "resnet18 has no layer1.0.se.fc.weight": state | {"layer1.0.se.fc.weight": torch.ones(1)},
         "layer3.0.conv2.weight' is missing": {
             k: v for k, v in state.items() if k != "layer3.0.conv2.weight"
         },
-        "another stem": state | {"conv1.weight": torch.zeros(64, 3, 5, 5)},
-        "no weights of a ResNet or vision transformer, but of features (1)": {
+        "stem is not one 7x7": state | {"conv1.weight": torch.zeros(64, 3, 5, 5)},
+        "no weights of a ResNet or vision transformer, only features (1)": {
             "features.0.weight": torch.ones(1)
         },
         "holds no weights": {"epoch": 3},

@@ -106,7 +106,7 @@ def test_of_several_files_one_is_asked_for_by_name(hub, tmp_path, resnet18):
     for name in ("a.pth", "b.pth"):
         torch.save(resnet18().state_dict(), folder / name)
     refused = load_from(endpoint, "hf://someone/many", tmp_path / "home")
-    assert "2 files of weights (a.pth, b.pth): give one" in refused.stderr
+    assert "2 weights files (a.pth, b.pth): give one" in refused.stderr
     done = load_from(endpoint, "hf://someone/many@main/b.pth", tmp_path / "home")
     assert done.returncode == 0, done.stderr
 

@@ -39,7 +39,7 @@ def test_pretraining_starts_from_encoder_and_projector_of_the_original_code(orig
         for name, value in theirs.state_dict().items():
             assert torch.equal(part.state_dict()[name], value), name
     assert "facebookresearch/barlowtwins" in origin[0]
-    assert origin[1] == "the projector too starts from the file: 512-32-32-32"
+    assert origin[1] == "the projector also starts from the file: 512-32-32-32"
 
     run = barlow.pretrain("mnist5k", tmp_path / "run", init=str(path), **{**TINY, **widths})
     assert all(line in run.log_file.read_text() for line in origin)
@@ -50,7 +50,7 @@ def test_a_projector_of_other_widths_starts_anew_and_that_is_said(original):
     model, _ = build_model(Settings.of("mnist5k", init=str(path), projector=[64, 16]))
     assert torch.equal(model.encoder.conv1.weight, backbone.conv1.weight)
     assert model.encoder.origin.splitlines()[1] == (
-        "the projector starts anew: that of the file is 512-32-32-32, this one 512-64-16"
+        "the projector starts from scratch: the file's is 512-32-32-32, this one is 512-64-16"
     )
 
 
@@ -61,7 +61,7 @@ def test_pretraining_starts_from_encoder_and_projector_of_a_checkpoint_of_ours(t
     model, _ = build_model(settings)
     state = load_checkpoint(run.last_checkpoint)["model"]
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert model.encoder.origin == "the projector too starts from the file: 128-16-16"
+    assert model.encoder.origin == "the projector also starts from the file: 128-16-16"
 
 
 def test_images_are_normalised_as_for_the_weights_that_it_starts_from(tmp_path):

@@ -156,7 +156,7 @@ def test_a_source_of_the_hub_is_in_the_cards_head(card_of):
 def test_the_card_of_half_the_bytes_says_so_beside_the_same_numbers(run, scratch):
     whole = push(str(run.path), "someone/digits", dry_run=True)
     half = push(str(run.path), "someone/digits", dry_run=True, half=True)
-    words = " (matrices and filters rounded to float16; loading makes float32 of them)"
+    words = " (matrices and filters rounded to float16; loading converts them to float32)"
     assert half.card == whole.card.replace(" million parameters", f" million parameters{words}")
     assert half.files["model.safetensors"] < 0.65 * whole.files["model.safetensors"]
 
@@ -229,6 +229,6 @@ def test_what_arrives_at_the_hub_loads_and_nobody_is_told_anything_else(run, hub
 def test_a_refusal_of_the_hub_is_one_line_that_says_how_to_log_in(run, hub, tmp_path):
     done = pushed(run, hub[2], tmp_path / "home")
     assert done.returncode == 2
-    assert done.stderr.startswith("barlow: the hub did not take someone/digits: ")
+    assert done.stderr.startswith("barlow: cannot push to someone/digits: ")
     assert "hf auth login" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -99,9 +99,9 @@ def test_anybodys_timm_folder_loads(tmp_path):
     expected = model.forward_head(model.forward_features(view), pre_logits=True)
     torch.testing.assert_close(encoder(view), expected)
     assert encoder.origin == (
-        f"{tmp_path} is of timm: resnet18, 126 of 126 weights matched; left out: fc (2); "
-        "missing: nothing; timm resizes its images bicubic and keeps 90.0% of the shorter side, "
-        "encoder.preprocess bilinear and keeps all of it"
+        f"{tmp_path} is a timm model: resnet18, 126 of 126 weights matched; left out: fc (2); "
+        "missing: nothing; timm resizes its images with bicubic interpolation and keeps 90.0% of "
+        "the shorter side, encoder.preprocess uses bilinear and keeps all of it"
     )
 
 
@@ -110,12 +110,12 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["barlow"]["encoder"]["model_args"]["channels"] = [8, 16, 24, 40]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"another shape for layer4\.0\.conv1\.weight"):
+    with pytest.raises(UserError, match=r"a different shape for layer4\.0\.conv1\.weight"):
         load_encoder(tmp_path)
 
 
 def test_a_damaged_folder_is_refused(tmp_path):
     save_encoder(trained("resnet18", channels=[8, 16, 24, 32]), tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="not a whole timm folder"):
+    with pytest.raises(UserError, match="not a complete timm folder"):
         load_encoder(tmp_path)

@@ -115,7 +115,7 @@ def test_images_are_left_as_they_were():
 def test_an_unknown_setting_names_the_nearest():
     with pytest.raises(UserError, match="view2 has no setting 'solarize': did you mean 'solarise'"):
         TwoViews(32, view2={"solarize": 0.5})
-    with pytest.raises(UserError, match="no preset 'smal': did you mean 'small'"):
+    with pytest.raises(UserError, match="unknown preset 'smal': did you mean 'small'"):
         TwoViews(32, "smal")
 
 
@@ -126,14 +126,14 @@ def test_an_unknown_setting_names_the_nearest():
         ({"crop_scale": (0.5, 0.1)}, "low then high"),
         ({"crop_scale": (0.0, 1.0)}, "share of the image"),
         ({"hue": 0.7}, "colour circle"),
-        ({"brightness": -1}, "below 0"),
+        ({"brightness": -1}, "must not be negative"),
         ({"border": "mirror"}, "`zeros` or `reflection`"),
-        ({"blur_sigma": (0.0, 1.0)}, "start above 0"),
-        ({"crop_scale": 0.3}, "crop_scale is a range: give two numbers, low then high, not 0.3"),
+        ({"blur_sigma": (0.0, 1.0)}, "must be greater than 0"),
+        ({"crop_scale": 0.3}, "crop_scale must be a range of two numbers, low then high, not 0.3"),
         ({"crop_scale": "08"}, "low then high, not 08"),
         ({"zoom": (0.5, None)}, "low then high"),
-        ({"blur": "x"}, "blur is a number: give one, not 'x'"),
-        ({"rotation": [20]}, r"rotation is a number: give one, not \[20\]"),
+        ({"blur": "x"}, "blur must be a number, not 'x'"),
+        ({"rotation": [20]}, r"rotation must be a number, not \[20\]"),
     ],
 )
 def test_a_value_out_of_range_is_refused_in_words(changes, message):
@@ -142,7 +142,7 @@ def test_a_value_out_of_range_is_refused_in_words(changes, message):
 
 
 def test_images_of_the_wrong_kind_are_refused():
-    with pytest.raises(UserError, match=r"uint8 images of 3 channels, not from \(1, 32, 32\)"):
+    with pytest.raises(UserError, match=r"uint8 images of 3 channels, got \(1, 32, 32\)"):
         TwoViews(32)(photographs(2, 32, 1))
     with pytest.raises(UserError, match="float32"):
         TwoViews(32)(photographs(2).float())

@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(name: str, argv: list[str]) -> None:
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
-        raise UserError(f"no command {name!r}: {hint}")
+        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {name!r}: {hint}")
     COMMANDS[name](argv)
 
 
@@ -188,7 +188,7 @@ def _watch(argv: list[str]) -> None:
     from barlow.report.watch import serve
 
     def started(address: str) -> None:
-        print(f"barlow: {address} (Ctrl-C ends it)", flush=True)
+        print(f"barlow: {address} (press Ctrl-C to stop)", flush=True)
 
     parser = command_parser(_watch)
     add_options(parser, serve, only=("run", "port"))
@@ -205,10 +205,10 @@ def _demo(argv: list[str]) -> None:
     out = parse(parser, argv)["out"]
     progress = reporter()
     _train(Settings.of("mnist5k", "demo"), out, progress)
-    print("\nA linear classifier on the frozen encoder, 10 labels a class:\n")
+    print("\nA linear classifier on the frozen encoder, 10 labels per class:\n")
     print_table(evaluate(out, "mnist5k", "mnist5k", labels_per_class=10, baseline="random"))
     _write_page(out, progress)
-    print(f"\nThe run is in {out}; its encoder loads with barlow.load_encoder({out!r})")
+    print(f"\nThe run is in {out}; load its encoder with barlow.load_encoder({out!r})")
 
 
 def _export(argv: list[str]) -> None:
@@ -218,7 +218,7 @@ def _export(argv: list[str]) -> None:
     done = call_with_options(_export, export, argv)
     print(f"wrote {done.path}")
     if done.difference is not None:
-        print(f"what it computes differs from PyTorch's by {done.difference:.1e} at most")
+        print(f"its output differs from PyTorch's by at most {done.difference:.1e}")
 
 
 def _push(argv: list[str]) -> None:
@@ -265,9 +265,9 @@ def _write_page(out: str, progress: "Reporter") -> None:
     if not is_main_process():
         return
     try:
-        progress.say(f"the page of the run is {write_report([out])}")
+        progress.say(f"wrote the run's page to {write_report([out])}")
     except Exception as error:  # the training went well, whatever becomes of its page
-        progress.warn(f"warning: no page of the run: {one_line(error)}")
+        progress.warn(f"warning: cannot write the run's page: {one_line(error)}")
 
 
 def _overview() -> str:

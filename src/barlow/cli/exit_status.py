@@ -35,14 +35,14 @@ def run_and_report(run: Callable[[], None], in_batches: bool) -> int:
             raise
         place = error.filename or "the disk"
         message = (
-            f"cannot use {place} ({error.strerror}): free space there, fix its permissions, or "
-            "give another place"
+            f"cannot use {place} ({error.strerror}): free up space, fix its permissions, or "
+            "use another location"
         )
         return _fail(message, USER_MISTAKE)
     except Exception as error:
         if not (in_batches and is_out_of_memory(error)):
             raise
-        message = "this does not fit in memory: give a smaller --batch-size, or --limit the images"
+        message = "out of memory: use a smaller --batch-size, or --limit the number of images"
         return _fail(message, FAILED)
     return DONE
 

@@ -126,7 +126,7 @@ def parse(parser: "ArgumentParser", argv: list[str]) -> dict[str, Any]:
             name, expected, value = bad.groups()
             expected = re.sub(r".* Union .*?(Expected a [^-]*) - .*", r"\1", expected)
             expected = re.sub(r"<class '(\w+)'>|typing\.", r"\1", expected)
-            expected = re.sub(r"Expected a Literal\[(.*)\]", r"Give one of \1", expected)
+            expected = re.sub(r"Expected a Literal\[(.*)\]", r"Expected one of \1", expected)
             message = f"--{name.replace('_', '-')} {value}: {expected[0].lower()}{expected[1:]}"
         known = [s for action in parser._actions for s in action.option_strings]
         for given in argv:
@@ -134,7 +134,7 @@ def parse(parser: "ArgumentParser", argv: list[str]) -> dict[str, Any]:
             if flag.startswith("--") and flag not in known:
                 near = get_close_matches(flag, known, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"see {parser.prog} --help"
-                message = f"no option {flag}: {hint}"
+                message = f"unknown option {flag}: {hint}"
         raise UserError(message) from error
 
 

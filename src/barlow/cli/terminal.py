@@ -20,7 +20,7 @@ _ROWS, _SILENCE = 30.0, 60.0  # seconds between rows, and without a line
 def reporter(quiet: bool = False, verbose: bool = False) -> Reporter:
     """A bar in a terminal, lines in a log."""
     if quiet and verbose:
-        raise UserError("--quiet and --verbose are both given: give one of them")
+        raise UserError("--quiet and --verbose cannot be used together")
     if quiet:
         logging.getLogger("barlow.progress").setLevel(logging.WARNING)
         return Warnings()

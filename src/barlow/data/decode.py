@@ -193,7 +193,7 @@ def from_array(array: np.ndarray[Any, Any], in_chans: int = 3) -> Tensor:
         grey = (pixels.float() * weights[:, None, None]).sum(0, keepdim=True)
         return grey.round_().to(torch.uint8)
     if pixels.shape[0] != in_chans:
-        raise BrokenImage(f"{pixels.shape[0]} channels, where {in_chans} were expected")
+        raise BrokenImage(f"{pixels.shape[0]} channels, expected {in_chans}")
     return pixels
 
 
@@ -213,11 +213,11 @@ def _to_uint8(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     low, high = (array.min(), array.max()) if array.size else (0, 0)
     if array.dtype.kind == "f":
         if not (low >= 0 and high <= 1):
-            raise BrokenImage(f"floats from {low:.3g} to {high:.3g}, where 0 to 1 were expected")
+            raise BrokenImage(f"float values from {low:.3g} to {high:.3g}, expected 0 to 1")
         array = np.rint(array * 255).astype(np.uint8)
         return array
     if array.dtype.kind not in "iu" or low < 0 or high > 65535:
-        raise BrokenImage(f"{array.dtype} from {low} to {high}, where 0 to 65535 were expected")
+        raise BrokenImage(f"{array.dtype} values from {low} to {high}, expected 0 to 65535")
     # A fixed scale, not the image's own range: brightness must mean the same in every image.
     scale = 257 if _wide(array) else 1
     scaled: np.ndarray[Any, Any] = (array.astype(np.uint32) // scale).astype(np.uint8)
@@ -249,7 +249,7 @@ def _stack_pages(image: Image.Image) -> np.ndarray[Any, Any]:
     if len(pages) == 1:
         return pages[0]
     if any(page.ndim != 2 or page.shape != pages[0].shape for page in pages):
-        raise BrokenImage("the pages are not grey images of one size")
+        raise BrokenImage("the pages are not greyscale images of the same size")
     return np.stack(pages, axis=-1)  # (H, W, pages)
 
 

@@ -39,8 +39,8 @@ def read_bytes(file: str | Path, start: int = 0, size: int = -1) -> bytes:
             elif away:
                 name = os.fsencode(file).decode(errors="backslashreplace")
                 raise UserError(
-                    f"cannot read {name} ({error.strerror}), tried {len(_WAITS) + 1} times: "
-                    "once it can be read, the same command goes on"
+                    f"cannot read {name} ({error.strerror}) after {len(_WAITS) + 1} attempts: "
+                    "run the same command again once it is readable"
                 ) from None
             else:
                 raise

@@ -80,11 +80,13 @@ def open_folder(path: Path, choose: SplitChooser) -> Table:
     unread = ", ".join(f"{other[ending]} {ending}" for ending in UNREAD if other[ending])
     if not found:
         where = path / roots[0] if len(roots) == 1 else path
-        what = f"none of its {other.total()} files is an image" if other else "it is empty"
-        what += f", and {unread} not read" if unread else ""
+        what = f"none of its {other.total()} files is a supported image" if other else "it is empty"
+        what += f"; unsupported formats: {unread}" if unread else ""
         raise UserError(f"no images in {where}: {what} (looked for {_some_extensions()})")
     if unread:
-        log.warning("%s: left out, since not read: %s; save them as JPEG or PNG", path, unread)
+        log.warning(
+            "%s: unsupported formats left out: %s; convert them to JPEG or PNG", path, unread
+        )
     found.sort()
     names = Paths(found)
     labels, classes = _labels(found, path, splits if chosen else [])
@@ -106,7 +108,7 @@ def _splits(path: Path) -> tuple[list[str], list[str]]:
     lonely = len(splits) == 1 or held_out
     if classes and lonely and not any(_folders(path / name) for name in splits):
         log.warning(
-            "%s: %s is taken for a class, not for a split, beside %s",
+            "%s: treating %s as a class, not a split, beside %s",
             *(path, some_of(splits), some_of(classes)),
         )
         return [], []

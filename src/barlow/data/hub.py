@@ -32,8 +32,9 @@ def open_hub(name: str, choose: SplitChooser) -> Table:
             files = [file for split in chosen for file in builder.config.data_files[split]]
             if any(not file.endswith(".parquet") for file in files):
                 raise UserError(
-                    f"{PREFIX}{name} needs {missing / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are "
-                    "free; only Parquet is read without downloading: set HF_HOME to a larger disk"
+                    f"{PREFIX}{name} needs {missing / 1e9:.1f} GB of disk but "
+                    f"{free / 1e9:.1f} GB are free, and only Parquet can be read remotely: set "
+                    "HF_HOME to a larger disk"
                 )
             return open_remote(HfFileSystem(), files, PREFIX + name, "/".join(chosen))
         dataset = datasets.load_dataset(name, split="+".join(chosen))

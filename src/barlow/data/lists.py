@@ -27,12 +27,12 @@ def open_text(path: Path, choose: SplitChooser) -> Table:
     lines = [line.strip() for line in _lines(path) if not line.startswith("#")]
     rows = [line.partition("\t") for line in lines if line]
     if not rows:
-        raise UserError(f"{path} lists no images: expected one path a line")
+        raise UserError(f"{path} lists no images: expected one path per line")
     names = [name for name, _, _ in rows]
     if not any(os.path.exists(path.parent / name) for name in names[:100]):
         raise UserError(
             f"{path} lists {len(names)} images, but neither {path.parent / names[0]} nor any of "
-            "the next exists: paths are relative to the list"
+            "the following exists: paths are relative to the list"
         )
     return _table(path.parent, names, [label.strip() for _, _, label in rows])
 
@@ -85,7 +85,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
         return list(csv.DictReader(_lines(file)))
     except csv.Error as error:
         raise UserError(
-            f"cannot read {file} as CSV ({error}): expected headings, then one image a line"
+            f"cannot read {file} as CSV ({error}): expected a header row, then one image per line"
         ) from None
 
 

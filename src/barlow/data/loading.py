@@ -63,7 +63,7 @@ class Loader:
         """See the class."""
         if batch_size < 1 or batch_size % world_size:
             raise UserError(
-                f"batch size {batch_size} does not divide over {world_size} ranks: "
+                f"batch size {batch_size} cannot be split evenly over {world_size} ranks: "
                 f"use a multiple of {world_size}"
             )
         if len(source) < batch_size:

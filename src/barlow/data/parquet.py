@@ -60,7 +60,7 @@ def _tables_in(folder: Path) -> list[Path]:
     found = [file for file in files if holds_images(file)]
     if 0 < len(found) < len(files):
         others = sorted(set(files) - set(found))
-        log.warning("%s: left out, as no source of images: %s", folder, some_of(map(str, others)))
+        log.warning("%s: left out, not a source of images: %s", folder, some_of(map(str, others)))
     return found or files
 
 
@@ -104,7 +104,7 @@ def read_parquet(files: Sequence[Path]) -> "Dataset":
         )
     except Exception as error:
         cause = error.__cause__ or error
-        place = f" (copied to {datasets.config.HF_DATASETS_CACHE}: HF_HOME moves that)"
+        place = f" (copied to {datasets.config.HF_DATASETS_CACHE}; set HF_HOME to change this)"
         why = one_line(cause, 300) + (place if isinstance(cause, OSError) else "")
         raise UserError(f"cannot read {some_of(map(str, files))} as Parquet: {why}") from None
 
@@ -151,7 +151,7 @@ def image_column(features: "Features", name: str) -> str:
         if isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"):
             return str(column)
     found = ", ".join(f"{c} ({_kind(f)})" for c, f in features.items())
-    raise UserError(f"{name} has no column of images (bytes or an Image); found: {found}")
+    raise UserError(f"{name} has no image column (bytes or Image); found: {found}")
 
 
 def _label_columns(dataset: "Dataset") -> list[str]:

@@ -59,7 +59,7 @@ class RowGroups:
         except Exception as error:  # of the network, of its libraries, of Parquet
             why = one_line(error, 200)
             raise UserError(
-                f"cannot read {name} from the hub ({why}): the same command resumes the run"
+                f"cannot read {name} from the hub ({why}): run the same command again to resume"
             ) from None
         return table.column(self._column)
 

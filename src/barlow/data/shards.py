@@ -42,8 +42,8 @@ class Members:
             return read_bytes(file, offset, size)
         except OSError as error:
             raise UserError(
-                f"cannot read {file} ({error.strerror}): once it can be read, "
-                "the same command goes on"
+                f"cannot read {file} ({error.strerror}): run the same command again "
+                "once it is readable"
             ) from None
 
 
@@ -94,7 +94,7 @@ def _images(file: Path) -> Iterator[tuple[str, int, int, str]]:
                 elif suffix in _LABELS and (content := tar.extractfile(member)):
                     label = _label(suffix, content.read()) or label
     except tarfile.TarError as error:
-        packed = " (compressed shards cannot be read in place: unpack them)"
+        packed = " (compressed shards cannot be read in place: decompress them)"
         raise UserError(f"cannot read {file} as a tar file: {error}{packed}") from None
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None

@@ -106,7 +106,7 @@ class Source:
     def open(self, index: int) -> Picture:
         """Image `index` with its size known but its pixels not read; may raise BrokenImage."""
         if not -self._len <= index < self._len:
-            raise IndexError(f"image {index} of {self._len}")
+            raise IndexError(f"image {index} is out of range for {self._len} images")
         return Picture(self.records[index % self._len], self.in_chans)
 
     def skip(self, index: int, reason: str) -> None:

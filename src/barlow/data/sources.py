@@ -111,8 +111,8 @@ def _warn_if_dark(images: Source) -> None:
     if most:
         _warned.add(images.name)
         log.warning(
-            "%s: the brightest of its 16-bit values seen is %d of 65535: images are read as "
-            "near-black; stretch them beforehand (docs/data.md)",
+            "%s: its brightest 16-bit value seen is %d of 65535, so its images are read as "
+            "near-black; rescale them beforehand (docs/data.md)",
             images.name,
             most,
         )
@@ -135,12 +135,12 @@ def _open(name: str, choose: SplitChooser) -> Table:
     path = Path(name).expanduser()
     if path.is_dir():
         if not os.access(path, os.R_OK | os.X_OK):
-            raise UserError(f"{name} cannot be read: you have no permission to look into it")
+            raise UserError(f"{name} cannot be read: permission denied")
         return _opener(path)(path, choose)
     if path.is_file():
         if path.suffix.lower() in FILES:
             return FILES[path.suffix.lower()](path, choose)
-        raise UserError(f"{name} is a file of no known kind: expected {', '.join(FILES)}")
+        raise UserError(f"{name} has an unsupported file type: expected {', '.join(FILES)}")
     raise UserError(_unknown(name))
 
 
@@ -177,4 +177,4 @@ def _unknown(name: str) -> str:
         return f"{name} does not exist; {parent} does"
     near = difflib.get_close_matches(name, NAMED, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known names: {', '.join(NAMED)}"
-    return f"no source {name!r}: there is no such file or folder, and {hint}"
+    return f"unknown source {name!r}: no such file or folder; {hint}"

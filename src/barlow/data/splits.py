@@ -56,9 +56,9 @@ def split_chooser(source: str, split: str | None, *, explicit: bool) -> SplitCho
     def choose(available: Sequence[str], beside: str = "", /) -> list[str]:
         if beside and not explicit and split in (None, "train"):
             raise UserError(
-                f"{source} has {beside} beside {', '.join(available)}, and nothing for training: "
-                f"move them into {source}/train, with metadata if {available[0]} has some, "
-                f"or name {source}::{available[0]}"
+                f"{source} has {beside} beside {', '.join(available)}, but no training split: "
+                f"move them into {source}/train, with metadata if {available[0]} has any, "
+                f"or use {source}::{available[0]}"
             )
         if split is None:
             return list(available)

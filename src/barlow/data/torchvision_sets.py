@@ -76,7 +76,7 @@ def _load(name: str, entry: TorchvisionSet, arguments: dict[str, Any]) -> Any:
     except Exception as error:
         raise UserError(
             f"{name} is not in {root} and cannot be downloaded ({one_line(error)}): "
-            "set BARLOW_DATA to the folder that has it, or name a folder of images"
+            "set BARLOW_DATA to the folder that contains it, or use a folder of images"
         ) from None
 
 

@@ -46,13 +46,15 @@ def find_anomalies(
             image.
     """
     if k < 1:
-        raise UserError(f"k is {k}: give 1 or more")
+        raise UserError(f"k is {k}: it must be at least 1")
     table, known = open_table(file), open_table(train or file)
     if len({t.about["encoder"] for t in (table, known) if t.about}) > 1:
-        raise UserError(f"{file} and {train} are of different encoders: embed both with one")
+        raise UserError(
+            f"{file} and {train} come from different encoders: embed both with the same one"
+        )
     same_file = known.path.samefile(table.path)
     if same_file and table.images == 1:
-        raise UserError(f"{file} has one image: give --train, with images to compare it with")
+        raise UserError(f"{file} has one image: give --train with images to compare it with")
     found = [
         _nearest_others(
             known, table, range(start, min(start + _AT_ONCE, table.images)), k, same_file

@@ -66,8 +66,8 @@ def find_duplicates(
         ]
         write_sheet(html, f"Near-duplicates in {file}", sections)
     note = (
-        f"{len(pairs)} pairs among {table.images} images, in {groups} groups: with one image of "
-        f"each group kept, {len(rows) - groups} could go"
+        f"{len(pairs)} pairs among {table.images} images, in {groups} groups: keeping one image "
+        f"of each group would remove {len(rows) - groups}"
     )
     return Listing(headings, top_lines, note)
 

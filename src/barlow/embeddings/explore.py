@@ -45,7 +45,7 @@ def explore(file: str, *, port: int = 5055, reporter: Reporter | None = None) ->
     ]
     with suppress(KeyboardInterrupt):  # which is how a person ends it
         if status := subprocess.run(command).returncode:
-            raise UserError(f"Embedding Atlas ended with status {status}: see what it said above")
+            raise UserError(f"Embedding Atlas exited with status {status}: see its output above")
 
 
 def draw_map(file: str, reporter: Reporter | None = None) -> Path:
@@ -70,7 +70,7 @@ def draw_map(file: str, reporter: Reporter | None = None) -> Path:
     stat = table.path.stat()
     state = f"{stat.st_size} {stat.st_mtime_ns}".encode()
     if _state_of(out) != state:
-        (reporter or Reporter()).say(f"drawing {out}, a minute or more")
+        (reporter or Reporter()).say(f"drawing {out}, which takes a minute or more")
         x = read_embeddings(file).embeddings
         neighbours = _neighbours(table, x)
         places = _project(x, neighbours)

@@ -31,8 +31,8 @@ def nearest(table: EmbeddingTable, queries: Tensor, k: int) -> tuple[Tensor, Ten
     """
     if queries.shape[1] != table.features:
         raise UserError(
-            f"{table.path} has {table.features} features an image, the query has "
-            f"{queries.shape[1]}: they are of different encoders"
+            f"{table.path} has {table.features} features per image, the query has "
+            f"{queries.shape[1]}: they come from different encoders"
         )
     k = min(k, table.images)
     best = queries.new_empty(len(queries), 0)
@@ -71,8 +71,8 @@ def pairs_above(table: EmbeddingTable, threshold: float) -> tuple[Tensor, Tensor
             count += len(i)
             if count > _MOST_PAIRS:
                 raise UserError(
-                    f"{table.path} has more than {_MOST_PAIRS:,} pairs at {threshold:g} and above: "
-                    "raise the threshold"
+                    f"{table.path} has more than {_MOST_PAIRS:,} pairs with similarity "
+                    f"{threshold:g} or more: raise the threshold"
                 )
     found, order = torch.cat(similarities).sort(descending=True, stable=True)
     return torch.cat(pairs)[order], found

@@ -58,7 +58,7 @@ class Part:
         try:
             return safe_open(self.file, "pt")
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{self.file} is damaged ({error}): remove it and go on") from error
+            raise UserError(f"{self.file} is damaged ({error}): remove it and try again") from error
 
 
 def parts_of(images: int, batch_size: int, folder: Path) -> list[Part]:
@@ -84,7 +84,7 @@ def begin(folder: Path, plan: dict[str, Any]) -> None:
     elif file.read_text() != text:
         raise UserError(
             f"{folder} holds an unfinished embedding with another encoder, source or options: "
-            "finish that, remove the folder, or give another --out"
+            "finish it, remove the folder, or give another --out"
         )
 
 

@@ -45,7 +45,7 @@ def search(encoder: str, queries: Sequence[str], file: str, top: int = 20) -> li
         UserError: if the embeddings are from another encoder, or a query cannot be read.
     """
     if top < 1:
-        raise UserError(f"top is {top}: give 1 or more")
+        raise UserError(f"top is {top}: it must be at least 1")
     table = open_table(file)
     similarity, rows = nearest(table, _embed_queries(encoder, queries, table), top)
     columns = table.columns(rows.flatten().tolist())
@@ -118,8 +118,8 @@ def _embed_queries(encoder: str, queries: Sequence[str], table: EmbeddingTable) 
     model = load_encoder(encoder)
     if table.about and table.about["encoder"] != fingerprint_of(model):
         raise UserError(
-            f"the embeddings in {table.path} are of another encoder than {encoder}: "
-            "search with that one, or embed again"
+            f"the embeddings in {table.path} come from another encoder than {encoder}: "
+            "search with the one that made them, or embed again"
         )
     preprocess = preprocess_of(model)
     for query in files:

@@ -180,7 +180,7 @@ class EmbeddingTable:
                     if row + n > first:
                         file.seek(offset + at * width)
                         if file.readinto(memory[: n * width]) != n * width:
-                            raise UserError(f"{self.path} is cut off: make it again")
+                            raise UserError(f"{self.path} is truncated: create it again")
                         if wide is not stored:
                             wide[:n] = stored[:n]
                         yield row, wide[:n]

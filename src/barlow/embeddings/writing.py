@@ -29,8 +29,8 @@ _VERSION = 1  # of the file
 # What must be the same in two files of the same embeddings, and what is said where it differs.
 _SAME = {
     "version": "were written by another program or version",
-    "encoder": "are of another encoder",
-    "images": "are of other images",
+    "encoder": "come from another encoder",
+    "images": "come from other images",
     "dtype": "have another precision",
 }
 
@@ -74,7 +74,7 @@ def write_embeddings(
         )
     for name, value in (("batch size", batch_size), ("devices", devices)):
         if value < 1:
-            raise UserError(f"{name} is {value}: give 1 or more")
+            raise UserError(f"{name} is {value}: it must be at least 1")
     asked = Devices(accelerator, devices)
     task = partial(
         _write,
@@ -117,7 +117,7 @@ def _write(
     if out.exists():
         _require_same_embeddings(out, about)
         shutil.rmtree(folder, ignore_errors=True)
-        reporter.say(f"{out} is finished: it has the embeddings of these images already")
+        reporter.say(f"{out} is finished: it already has the embeddings of these images")
         return
     begin(folder, {**about, "batch_size": batch_size})
     parts = parts_of(len(images), batch_size, folder)
@@ -140,7 +140,7 @@ def _write(
     if images.skipped:
         listed = out.with_suffix(".skipped.csv")
         write_csv(listed, ["id", "reason"], images.skipped)
-        reporter.say(f"{len(images.skipped)} images cannot be read: {listed}")
+        reporter.say(f"{len(images.skipped)} image(s) cannot be read, see {listed}")
 
 
 def _compute_parts(

@@ -51,7 +51,7 @@ def augmented_probe(
         UserError: if `epochs` is below 1.
     """
     if epochs < 1:
-        raise UserError(f"epochs is {epochs}: with augmentation, give 1 or more")
+        raise UserError(f"epochs is {epochs}: with augmentation, it must be at least 1")
     # Of the images as they are, which is how the classifier will meet the test's.
     x, rows = features_of(encoder, train.source, train.rows, batch_size=batch_size)
     train = LabelledImages(train.source, rows, train.labels_for(rows))

@@ -47,7 +47,7 @@ def with_baselines(
     names = list(dict.fromkeys(name.strip() for name in names))
     if unknown := [name for name in names if name not in among]:
         raise UserError(
-            f"no baseline {unknown[0]!r} for this protocol: there are {', '.join(among)}"
+            f"unknown baseline {unknown[0]!r} for this protocol: use one of {', '.join(among)}"
         )
     return [*(_baseline(encoder, name) for name in names), (WITH_PRETRAINING, lambda seed: encoder)]
 

@@ -89,7 +89,7 @@ def keep_classifier(classifier: Classifier, folder: str) -> None:
     try:
         save_classifier(classifier, folder)
     except (OSError, UserError) as error:
-        log.warning("the classifier is not saved: %s", error)
+        log.warning("could not save the classifier: %s", error)
 
 
 def require_classifier_folder(folder: Path) -> None:
@@ -101,7 +101,7 @@ def require_classifier_folder(folder: Path) -> None:
     """
     other = folder.exists() and not (folder / "classifier.json").exists()
     if other and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} holds something other than a classifier: give a new folder")
+        raise UserError(f"{folder} exists and is not a saved classifier: give a new folder")
     try:
         there = next(place for place in (folder, *folder.parents) if place.exists())
         tempfile.TemporaryFile(dir=there).close()
@@ -128,7 +128,7 @@ def load_classifier(folder: str | Path) -> Classifier:
     try:
         metadata = json.loads((folder / "classifier.json").read_text())
         if metadata["version"] != _VERSION:
-            raise UserError(f"{folder} is of another version of barlow: make it again")
+            raise UserError(f"{folder} was written by another version of barlow: create it again")
         classifier = Classifier(load_encoder(folder / "encoder"), list(metadata["classes"]))
         classifier.encoder.preprocess = Preprocess(**metadata["preprocess"])
         classifier.head.load_state_dict(load_file(folder / "head.safetensors"))
@@ -187,7 +187,7 @@ def predict(
     names = [f"probability of {c}" if c in fixed else c for c in classifier.classes]
     write_csv(Path(out), [*fixed, *names], predictions())
     for name, reason in images.skipped:
-        log.warning("%s is left out: %s", name, reason)
+        log.warning("skipped %s: %s", name, reason)
     return written
 
 
@@ -199,7 +199,7 @@ def scores_of(
     device = classifier.head.weight.device
     preprocess = preprocess_of(classifier.encoder)
     batches = eval_batches(source, preprocess, batch_size, device=device)
-    what = f"classes of {len(source):,} images of {source.name}"
+    what = f"classifying {len(source):,} images of {source.name}"
     for images, rows in with_progress(batches, what):
         with torch.inference_mode():
             yield classifier(images).float().cpu(), rows

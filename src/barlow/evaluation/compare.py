@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _TWO_ENCODERS = (
-    "p and interval are of these encoders alone; other seeds of the same settings differ too: give "
-    "several runs a side, A,B,C"
+    "p and interval describe these encoders only; other seeds of the same settings differ too: "
+    "give several runs per side, as A,B,C"
 )
 
 _Runs = dict[str, dict[str, Result]]  # for each run its results, by what they have to share
@@ -110,7 +110,7 @@ def compare(run_a: str, run_b: str) -> Comparison:
         both = (_merged(of_a), _merged(of_b)) if several else (of_a[0], of_b[0])
         differences += differences_of(*both)
     if not differences:
-        raise UserError(f"{run_a} and {run_b} have no row in common: evaluate both alike")
+        raise UserError(f"{run_a} and {run_b} have no rows in common: evaluate both the same way")
     notes = _left_out(a, b)
     if min(len(a), len(b)) == 1 and any(d.verdict for d in differences):
         notes = [_TWO_ENCODERS, *notes]
@@ -150,11 +150,11 @@ def _results(run: str) -> dict[str, Result]:
     """Results of a run by their key; of two of one key the newer's rows, and what else there is."""
     path = Path(run)
     if not path.exists():
-        raise UserError(f"{run} is neither a run nor a JSON file of a result")
+        raise UserError(f"{run} is neither a run nor a JSON result file")
     files = [path] if path.is_file() else Run(path).evaluation_files()
     if not files:
         raise UserError(
-            f"{run} was not evaluated yet: run `barlow evaluate {run} --train SOURCE` first"
+            f"{run} has not been evaluated yet: run `barlow evaluate {run} --train SOURCE` first"
         )
     found = dict[str, Result]()
     for file in sorted(files, key=lambda file: (file.stat().st_mtime, file.name)):
@@ -236,9 +236,9 @@ def _common(runs: _Runs) -> list[str]:
     lacking = _lacking(runs, key)
     having = next(run for run in runs if run not in lacking)
     raise UserError(
-        f"the runs were not evaluated alike: {having} has {_describe(every[key])}, but not so "
-        f"{' nor '.join(lacking)}; {lacking[0]} differs in {', '.join(nearest(key))}: evaluate "
-        "all with the same sources and options"
+        f"the runs were not evaluated alike: {having} has {_describe(every[key])}, which is "
+        f"missing from {' and '.join(lacking)}; {lacking[0]} differs in "
+        f"{', '.join(nearest(key))}: evaluate all with the same sources and options"
     )
 
 
@@ -247,7 +247,7 @@ def _left_out(a: _Runs, b: _Runs) -> list[str]:
     both = _every(a).keys() & _every(b).keys()
     lacking = {key: _lacking(a | b, key) for key in both}
     return [
-        f"left out: {_describe(result)}, not in {', '.join(lacking[key])}"
+        f"not compared: {_describe(result)}, missing from {', '.join(lacking[key])}"
         for key, result in _every(a).items()
         if lacking.get(key)
     ]
@@ -275,13 +275,15 @@ def _differing(a: Result, b: Result) -> list[str]:
 def _require_same_images(a: Result, b: Result) -> None:
     if a.protocol != b.protocol:
         raise UserError(
-            f"one result is of protocol {a.protocol!r}, the other of {b.protocol!r}: "
-            "evaluate both by the same"
+            f"one result is from protocol {a.protocol!r}, the other from {b.protocol!r}: "
+            "evaluate both with the same protocol"
         )
     of_a, of_b = _measured_on(a), _measured_on(b)
     if {part.get("fingerprint") for part in of_a} != {part.get("fingerprint") for part in of_b}:
         descriptions = (f"{part.get('images')} of {part.get('name')}" for part in [*of_a, *of_b])
-        raise UserError(f"the images differ ({', '.join(descriptions)}): evaluate both on the same")
+        raise UserError(
+            f"the images differ ({', '.join(descriptions)}): evaluate both on the same images"
+        )
 
 
 def _measured_on(result: Result) -> list[dict[str, Any]]:

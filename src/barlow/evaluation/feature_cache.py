@@ -27,7 +27,7 @@ def load(path: Path) -> tuple[Tensor, Tensor] | None:
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError, KeyError) as error:
-        log.warning("kept features in %s are damaged and made again: %s", path, error)
+        log.warning("cached features in %s are damaged and will be recomputed: %s", path, error)
         return None
 
 
@@ -44,4 +44,4 @@ def save(path: Path, x: Tensor, rows: Tensor) -> None:
             if total > _BYTES and file != path:
                 file.unlink(missing_ok=True)
     except OSError as error:  # a full disk must not cost the evaluation
-        log.warning("features are not kept: %s", error)
+        log.warning("could not cache the features: %s", error)

@@ -96,7 +96,7 @@ def warn_unread(source: Source, rows: Tensor, read: Tensor) -> None:
     lost = rows[~torch.isin(rows, read)]
     if len(lost):
         log.warning(
-            "%s: %d of %d images cannot be read and are left out, first %s",
+            "%s: %d of %d images cannot be read and are skipped, first: %s",
             *(source.name, len(lost), len(rows), source.ids[int(lost[0])]),
         )
 
@@ -200,10 +200,10 @@ def _features(
     encoder: nn.Module, source: Source, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     spec = getattr(encoder, "spec", None)
-    by = f" by {spec.name}" if spec else ""
+    by = f" with {spec.name}" if spec else ""
     return with_progress(
         stream_features(encoder, source, batch_size),
-        f"features of {len(source):,} images of {source.name}{by}",
+        f"computing features of {len(source):,} images of {source.name}{by}",
     )
 
 
@@ -214,7 +214,7 @@ def with_progress(
     if rank():
         yield from batches
         return
-    each = f", the first of {world_size()} processes" if world_size() > 1 else ""
+    each = f" (process 1 of {world_size()})" if world_size() > 1 else ""
     with log_if_slow(what + each) as reached:
         for batch in batches:
             yield batch
@@ -239,13 +239,13 @@ def stream_features(
                 y = encoder(images).float().cpu()
             if y.ndim != 2:
                 raise UserError(
-                    f"the encoder gives {tuple(y.shape)} for {len(rows)} images, expected "
-                    "(images, features): create it without a classifier, with pooling"
+                    f"the encoder returned shape {tuple(y.shape)} for {len(rows)} images, expected "
+                    "(images, features): create it with pooling and without a classifier"
                 )
             if not y.isfinite().all():
                 raise UserError(
-                    "the encoder's features are not finite: its training diverged, take an "
-                    "earlier checkpoint or train with a lower rate"
+                    "the encoder's features are not finite: its training diverged; use an earlier "
+                    "checkpoint or train with a lower learning rate"
                 )
             yield y, rows
 

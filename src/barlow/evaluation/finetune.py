@@ -111,7 +111,9 @@ def finetune(
         train, test, labels=labels, test_labels=test_labels, in_chans=in_chans, limit=limit
     )
     if task.kind != "classes":
-        raise UserError(f"fine-tuning is for classes, and {labels} has {task.kind}: try linear")
+        raise UserError(
+            f"fine-tuning needs class labels, and {labels} has {task.kind}: use protocol linear"
+        )
     tasks = [task.with_few_labels(label_fraction, labels_per_class, seed + i) for i in range(seeds)]
     if epochs is None:
         steps = -(-len(tasks[0].train.rows) // batch_size)
@@ -182,7 +184,7 @@ def choose_rate(encoder: nn.Module, train: LabelledImages, training: _Training, 
         best = values.get("val_recall", values["val_top1"])
         scored.append((-best, values["val_loss"], rate))
     if not scored:
-        raise TrainingError(f"fine-tuning diverged at every rate of {RATES}: give a lower one")
+        raise TrainingError(f"fine-tuning diverged at every rate in {RATES}: give a lower one")
     return min(scored)[2]
 
 
@@ -230,12 +232,12 @@ def _check(
     epochs: int | None, seeds: int, rate: float | None, crop: float | None, batch_size: int
 ) -> None:
     if epochs is not None and epochs < 1:
-        raise UserError(f"epochs is {epochs}: give 1 or more")
+        raise UserError(f"epochs is {epochs}: it must be at least 1")
     if seeds < 1:
-        raise UserError(f"seeds is {seeds}: give 1 or more, 3 to see a spread")
+        raise UserError(f"seeds is {seeds}: it must be at least 1; use 3 to see the spread")
     if rate is not None and rate <= 0:
-        raise UserError(f"rate is {rate}: give a number above 0, or none to have it chosen")
+        raise UserError(f"rate is {rate}: it must be greater than 0, or omitted to have it chosen")
     if crop is not None and not 0 < crop <= 1:
-        raise UserError(f"crop is {crop}: give a share of the image, above 0 and at most 1")
+        raise UserError(f"crop is {crop}: it must be a share of the image, above 0 and at most 1")
     if batch_size < 2:
         raise UserError(f"batch size is {batch_size}: batch norm needs 2 or more")

@@ -79,7 +79,9 @@ def health(
         UserError: if there are fewer than three images, or an option is out of range.
     """
     if views < 2 or images < 3:
-        raise UserError(f"health of {images} images with {views} views: give at least 3 and 2")
+        raise UserError(
+            f"health of {images} images with {views} views: give at least 3 images and 2 views"
+        )
     module = resolve_encoder(encoder, accelerator)
     source = open_source(train, "train", in_chans=preprocess_of(module).in_chans)
     chosen = source.spread(images)

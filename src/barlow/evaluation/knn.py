@@ -122,9 +122,9 @@ def knn_scores(
                 [0., 1.]])
     """
     if not len(bank):
-        raise UserError("no labelled training image to look among: give more of them")
+        raise UserError("no labelled training images to compare with: give at least one")
     if min(ks) < 1 or min(temperatures) <= 0:
-        raise UserError(f"k is {ks} and temperature {temperatures}: give positive numbers")
+        raise UserError(f"k is {ks} and temperature {temperatures}: both must be positive")
     largest = min(max(ks), len(bank))
     similarity, rows = nearest(queries, bank, largest)
     scores: dict[tuple[int, float], list[Tensor]] = {(k, t): [] for k in ks for t in temperatures}

@@ -56,8 +56,8 @@ def labels_of(source: Source) -> Labels:
     """
     if source.labels is None or not bool((source.labels >= 0).any()):
         raise UserError(
-            f"{source.name} has no labels: put the images into a folder per class, give a table "
-            "that has a label column, or a CSV file with --labels"
+            f"{source.name} has no labels: put the images in one folder per class, give a table "
+            "with a label column, or give a CSV file with --labels"
         )
     rows = (source.labels >= 0).nonzero().flatten()
     names = source.classes or [str(c) for c in range(int(source.labels.max()) + 1)]
@@ -99,7 +99,7 @@ def read_labels(file: str | Path, ids: Sequence[str], kind: AnyKind, folder: str
         if row is None:
             unknown.append(name)
         elif row < 0:
-            raise UserError(f"{file}: several images are called {name}: give their folder too")
+            raise UserError(f"{file}: several images are called {name}: include their folders")
         elif any(values) and (len(values) == 1 or all(values)):
             rows.append(row)
             cells.append(values)
@@ -108,15 +108,19 @@ def read_labels(file: str | Path, ids: Sequence[str], kind: AnyKind, folder: str
     if empty and not rows:
         raise UserError(f"{file}: no image has a value in every column ({', '.join(columns)})")
     if not rows:
-        first = f"the first line names {lines[0][0]}" if lines else "it has no lines"
-        raise UserError(f"{file} labels no image of the source: {first}, images are like {ids[0]}")
+        first = f"its first row names {lines[0][0]}" if lines else "it has no rows"
+        raise UserError(
+            f"{file} labels no image of the source: {first}, the source has images like {ids[0]}"
+        )
     if len(set(rows)) < len(rows):
         twice = next(row for row, lines_of in Counter(rows).items() if lines_of > 1)
-        raise UserError(f"{file} labels {ids[twice]} twice: give one line an image")
+        raise UserError(f"{file} labels {ids[twice]} twice: give one line per image")
     if unknown:
-        log.warning("%s: %d images are not there, first %s", file, len(unknown), unknown[0])
+        log.warning(
+            "%s: %d image(s) not found in the source, first: %s", file, len(unknown), unknown[0]
+        )
     if empty:
-        log.warning("%s: %d images have no value, first %s", file, len(empty), empty[0])
+        log.warning("%s: %d image(s) with no value, first: %s", file, len(empty), empty[0])
     found = _kind(columns, cells, str(file)) if kind == "auto" else kind
     order = torch.tensor(rows).argsort()
     names, values_of = _READERS[found](columns, cells, str(file))
@@ -136,11 +140,11 @@ def _table(file: Path) -> tuple[list[str], list[list[str]]]:
     except UnicodeDecodeError as error:
         raise UserError(f'cannot read {file}: {error}: in Excel save it as "CSV UTF-8"') from None
     except ValueError:
-        raise UserError(f"{file} is empty: expected a line of headings, then file,label") from None
+        raise UserError(f"{file} is empty: expected a header, then lines of file,label") from None
     for number, line in enumerate(lines, 2):
         if len(line) != len(heading):
             raise UserError(
-                f"{file}, line {number}: {len(line)} values under {len(heading)} headings"
+                f"{file}, line {number}: {len(line)} values, but the header has {len(heading)}"
             )
     heading = [name.strip() for name in heading]
     plain = [name.lower().replace(" ", "_") for name in heading]
@@ -149,11 +153,11 @@ def _table(file: Path) -> tuple[list[str], list[list[str]]]:
         at = int(not heading[0] and all(line[0].isdecimal() for line in lines))
     rest = [i for i in range(len(heading)) if i != at and heading[i]]
     if not rest:
-        raise UserError(f"{file} has one column: expected a file name and a label, with headings")
+        raise UserError(f"{file} has one column: expected file names and labels, with a header")
     usual = [i for i in rest if plain[i] in LABEL_COLUMNS]
     if len(usual) == 1 < len(rest):
         others = ", ".join(heading[i] for i in rest if i not in usual)
-        log.warning("%s: column %s is read; left out: %s", file, heading[usual[0]], others)
+        log.warning("%s: using column %s, ignoring %s", file, heading[usual[0]], others)
         rest = usual
     return (
         [heading[i] for i in rest],
@@ -214,22 +218,22 @@ def _among_numbers(values: list[str], others: list[str]) -> str | None:
 def _no_number(file: str, value: str, columns: list[str], at: int) -> str:
     several = f"; or keep only one of {', '.join(columns)}" if len(columns) > 1 else ""
     return (
-        f"{file}: {value!r} in column {columns[at]} is not a number: leave the cell empty where "
-        f"none is known, and use a decimal point, not a comma{several}"
+        f"{file}: {value!r} in column {columns[at]} is not a number: leave the cell empty if "
+        f"the value is unknown, and use a decimal point, not a comma{several}"
     )
 
 
 def _classes(columns: list[str], cells: list[list[str]], file: str) -> tuple[list[str], Tensor]:
     if len(columns) > 1:
         raise UserError(
-            f"{file} has {len(columns)} columns of values: classes stand in one, "
+            f"{file} has {len(columns)} columns of values: classes need exactly one, "
             f"found {', '.join(columns)}"
         )
     values = [line[0] for line in cells]
     numeric = all(value.isdecimal() for value in values)
     names = sorted(set(values), key=int) if numeric else sorted(set(values))
     if len(names) < 2:
-        raise UserError(f"{file} has the one class {names[0]!r}: a classifier needs two or more")
+        raise UserError(f"{file} has only one class, {names[0]!r}: a classifier needs two or more")
     number = {name: i for i, name in enumerate(names)}
     return names, torch.tensor([number[value] for value in values])
 
@@ -238,7 +242,7 @@ def _tags(columns: list[str], cells: list[list[str]], file: str) -> tuple[list[s
     if len(columns) > 1:
         if not {v for line in cells for v in line} <= {"0", "1"}:
             raise UserError(
-                f"{file}: tags in columns are 0 or 1, other values are in {', '.join(columns)}"
+                f"{file}: tag columns must be 0 or 1, other values are in {', '.join(columns)}"
             )
         return columns, torch.tensor([[float(v) for v in line] for line in cells])
     lists = [{tag for tag in _SEPARATOR.split(line[0]) if tag} for line in cells]

@@ -111,11 +111,13 @@ def linear(
         limit=limit,
     ).with_few_labels(label_fraction, labels_per_class, seed)
     if task.kind != "classes" and (augment or epochs is not None):
-        raise UserError(f"SGD is for classes, and these labels are {task.kind}: leave it out")
+        raise UserError(
+            f"SGD needs class labels, and these are {task.kind}: drop augment and epochs"
+        )
     if out is not None:
         if task.kind != "classes":
             raise UserError(
-                "only class labels give a classifier to save, and these are "
+                "only class labels yield a classifier to save, and these are "
                 f"{task.kind}: drop --out"
             )
         spec_of(module)  # or it could not be saved
@@ -133,7 +135,7 @@ def linear(
             )
             chosen = {"rate": rate}
         else:
-            with log_if_slow(f"a classifier on the features of {len(learnt.x):,} images"):
+            with log_if_slow(f"fitting a classifier to the features of {len(learnt.x):,} images"):
                 classifier, chosen = _fit(task.kind, learnt, classes, epochs, seed)
         scores = classifier(held_out.x)
         values = compute_metrics(task.kind, classifier(learnt.x), learnt.y, "train")

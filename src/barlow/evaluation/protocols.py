@@ -60,10 +60,10 @@ def evaluate(
         given["test"] = train if test is None else test
     if unknown := [name for name in given if name not in takes]:
         others = ", ".join(name for name in takes if name not in ("encoder", "train"))
-        raise UserError(f"the protocol {protocol} takes no {unknown[0]}: it takes {others}")
+        raise UserError(f"protocol {protocol} has no option {unknown[0]}: its options are {others}")
     for name in ("batch_size", "devices"):
         if given.get(name, 1) < 1:
-            raise UserError(f"{name.replace('_', ' ')} is {given[name]}: give 1 or more")
+            raise UserError(f"{name.replace('_', ' ')} is {given[name]}: it must be at least 1")
     found = function(encoder, **given)
     defaults = {name: p.default for name, p in takes.items() if p.default is not p.empty}
     asked = {k: v for k, v in {**defaults, **given}.items() if k not in _NOT_SETTINGS}
@@ -81,7 +81,7 @@ def protocol_named(name: str) -> Callable[..., Result]:
         UserError: if there is no such protocol.
     """
     if name not in PROTOCOLS:
-        raise UserError(f"no protocol {name!r}: there are {', '.join(PROTOCOLS)}")
+        raise UserError(f"unknown protocol {name!r}: use one of {', '.join(PROTOCOLS)}")
     found: Callable[..., Result] = getattr(
         import_module(f"barlow.evaluation.{PROTOCOLS[name]}"), name
     )
@@ -104,6 +104,6 @@ def save_in_run(result: Result, encoder: str | Path | nn.Module) -> Path | None:
     try:
         result.save(path)
     except OSError as error:  # somebody else's run, or a full disk, must not cost the evaluation
-        log.warning("the result is not saved in %s: %s", encoder, error)
+        log.warning("could not save the result in %s: %s", encoder, error)
         return None
     return path

@@ -34,7 +34,7 @@ def ridge_probe(x: Tensor, y: Tensor) -> tuple[LinearClassifier, float]:
     x = standardise(x).double()
     centre, deviation = y.double().mean(0), y.double().std(0, correction=0)
     if not bool((deviation > 0).all()):
-        raise UserError("a column of numbers is the same for all training images: leave it out")
+        raise UserError("a column has the same number for all training images: remove it")
     z = (y.double() - centre) / deviation  # (M, T)
     eigenvalues, vectors = torch.linalg.eigh(x.T @ x / len(x))
     eigenvalues = eigenvalues.clamp(min=0)

@@ -95,7 +95,7 @@ class Result:
         for row in self.rows:
             if row.name == name:
                 return row
-        raise KeyError(f"no row {name!r}; there are {', '.join(row.name for row in self.rows)}")
+        raise KeyError(f"no row {name!r}: use one of {', '.join(row.name for row in self.rows)}")
 
     def cells(self) -> list[list[str]]:
         """The table as text: headings, then a line for each row."""
@@ -143,12 +143,12 @@ class Result:
             values = json.loads(Path(path).read_text())
             rows = tuple(_row(row) for row in values.pop("rows"))
             if values.pop("version") != _VERSION:
-                raise UserError(f"{path} is of another version of barlow: evaluate again")
+                raise UserError(f"{path} was written by another version of barlow: evaluate again")
             return cls(rows=rows, **values)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{path} is no result of barlow evaluate: {error}") from error
+            raise UserError(f"{path} is not a result of barlow evaluate: {error}") from error
 
 
 def _row(values: dict[str, Any]) -> Row:

@@ -91,7 +91,9 @@ def sgd_probe(
         UserError: if `epochs` is below 1.
     """
     if epochs < 1:
-        raise UserError(f"epochs is {epochs}: give 1 or more, or none for the exact optimum")
+        raise UserError(
+            f"epochs is {epochs}: it must be at least 1, or omitted for the exact optimum"
+        )
     standardise = standardisation(x)
     x = standardise(x)
 

@@ -82,7 +82,7 @@ def lidar(views: Tensor, delta: float = 1e-4) -> float:
     """
     images, number, width = views.shape
     if images < 2 or number < 2:
-        raise UserError(f"LiDAR of {images} images with {number} views: two of both are needed")
+        raise UserError(f"LiDAR of {images} images with {number} views: give at least two of each")
     x = views.double()
     means = x.mean(1)  # (N, F)
     within = (x - means[:, None]).flatten(0, 1)  # (N * V, F)

@@ -33,7 +33,7 @@ def labels_per_class(
         torch.Size([2])
     """
     if k < 1:
-        raise UserError(f"labels per class is {k}: give 1 or more")
+        raise UserError(f"labels per class is {k}: it must be at least 1")
     counts = torch.bincount(y)
     present = counts.nonzero().flatten()
     fewest = int(present[counts[present].argmin()])
@@ -65,7 +65,7 @@ def label_fraction(y: Tensor, fraction: float, seed: int = 0) -> Tensor:
         torch.Size([4])
     """
     if not 0 < fraction <= 1:
-        raise UserError(f"label fraction is {fraction}: give a number above 0 and at most 1")
+        raise UserError(f"label fraction is {fraction}: it must be above 0 and at most 1")
     wanted = [max(1, round(fraction * n)) if n else 0 for n in torch.bincount(y).tolist()]
     return _of_each_class(y, wanted, seed, SUBSET)
 

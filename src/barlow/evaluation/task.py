@@ -96,10 +96,10 @@ class Task:
         if fraction is None and per_class is None:
             return self
         if fraction is not None and per_class is not None:
-            raise UserError("label fraction and labels per class are both given: give one of them")
+            raise UserError("label fraction and labels per class are both given: give only one")
         if self.kind != "classes":
             raise UserError(
-                f"a part of the labels is taken of each class, and these are {self.kind}"
+                f"label fraction and labels per class need class labels, and these are {self.kind}"
             )
         y = self.train.y
         if fraction is not None:
@@ -150,7 +150,7 @@ def open_task(
             in both parts, or listed twice by a source that is to be divided.
     """
     if labels is None and (test_labels is not None or kind != "auto"):
-        raise UserError("test labels and their kind go with labels from a file: give labels too")
+        raise UserError("test labels and kind require labels from a file: give labels too")
     test = train if test is None else test
     first = open_source(train, "train", in_chans=in_chans, limit=limit)
     try:
@@ -174,16 +174,16 @@ def open_task(
         if same and both:
             raise UserError(
                 f"{test_labels} labels {len(both)} images that {labels} labels too, such as "
-                f"{first.ids[both[0]]}: test on images that are not trained on"
+                f"{first.ids[both[0]]}: test on images not used for training"
             )
     if known.kind == "classes":
         unseen = ~torch.isin(held_out.values, known.values)
         if number := int(unseen.sum()):
-            hint = "; --limit takes the first images, perhaps of some classes only" if limit else ""
+            hint = "; --limit takes the first images, which may lack some classes" if limit else ""
             name = known.names[int(held_out.values[unseen][0])]
             log.warning(
-                "%d of %d test images are of classes without a training image, such as %s: none of "
-                "them can be right%s",
+                "%d of %d test images belong to classes with no training images, such as %s: none "
+                "of them can be classified correctly%s",
                 *(number, len(unseen), name, hint),
             )
     return Task(
@@ -215,7 +215,7 @@ def _refuse_twice(source: Source, rows: Tensor) -> None:
         file = os.path.normpath(raw)
         if file in seen:
             raise UserError(
-                f"{source.name} lists {source.ids[row]} twice, and may be divided between the two: "
+                f"{source.name} lists {source.ids[row]} twice, so training and test may share it: "
                 "list each image once, or give a test source"
             )
         seen.add(file)
@@ -231,7 +231,7 @@ def _divided(known: Labels) -> tuple[Labels, Labels]:
         held_out, kept = order[:number].sort().values, order[number:].sort().values
     if not len(held_out):
         raise UserError(
-            f"{len(known.rows)} labelled images are too few to hold any out for a test: "
+            f"{len(known.rows)} labelled images are too few to hold any out for testing: "
             "label more, or give a test source"
         )
     return known.take(kept), known.take(held_out)
@@ -243,16 +243,16 @@ def _aligned(known: Labels, test: Labels, name: str) -> Labels:
     used = set(test.values.tolist()) if test.kind == "classes" else range(len(test.names))
     if unknown := [test.names[i] for i in sorted(used) if test.names[i] not in place]:
         raise UserError(
-            f"test source {name} has {_ONE[known.kind]} {unknown[0]!r}, which the training labels "
-            f"do not have (they have {', '.join(known.names[:5])}"
-            f"{', ...' if len(known.names) > 5 else ''}): give labels of the same meaning"
+            f"test source {name} has {_ONE[known.kind]} {unknown[0]!r}, which is not among the "
+            f"training labels ({', '.join(known.names[:5])}"
+            f"{', ...' if len(known.names) > 5 else ''}): label both sources the same way"
         )
     at = torch.tensor([place.get(n, -1) for n in test.names])
     if known.kind == "classes":
         return replace(test, names=known.names, values=at[test.values])
     if known.kind == "numbers" and len(test.names) < len(known.names):
         missing = next(n for n in known.names if n not in test.names)
-        raise UserError(f"the labels of test source {name} miss column {missing!r}")
+        raise UserError(f"the labels of test source {name} lack column {missing!r}")
     values = torch.zeros(len(test.values), len(known.names))
     values[:, at] = test.values
     return replace(test, names=known.names, values=values)

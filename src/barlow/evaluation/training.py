@@ -62,7 +62,7 @@ def train_classifier(
     device = device_of(encoder)
     x, rows = features_of(encoder, train.source, train.rows, batch_size=batch_size)
     with torch.no_grad():
-        with log_if_slow(f"a logistic regression on {len(x):,} images, where fine-tuning starts"):
+        with log_if_slow(f"fitting a logistic regression to {len(x):,} images before fine-tuning"):
             probe, _ = logistic_probe(x, train.labels_for(rows), len(classes), seed=seed)
         classifier.head.weight.copy_(probe.weight.T)
         classifier.head.bias.copy_(probe.bias)

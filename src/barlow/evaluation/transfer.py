@@ -61,7 +61,7 @@ def transfer(
     """
     names = list(sources)
     if isinstance(sources, str) or not names:
-        raise UserError(f"sources is {sources!r}: give a list of one labelled source or more")
+        raise UserError(f"sources is {sources!r}: give a list of one or more labelled sources")
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"source {twice[0]} is given twice: give each one once")
     for name in names:  # a misspelt last source must not show after an hour

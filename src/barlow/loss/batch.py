@@ -125,12 +125,13 @@ def check(z1: Tensor, z2: Tensor) -> None:
     """Refuse what is not two batches of embeddings."""
     if z1.ndim != 2 or z1.shape != z2.shape or z1.shape[1] == 0:
         raise UserError(
-            f"embeddings of shapes {tuple(z1.shape)} and {tuple(z2.shape)}: "
-            "give two of the same shape (N, D), samples by features"
+            f"embeddings have shapes {tuple(z1.shape)} and {tuple(z2.shape)}: "
+            "expected two of the same shape (N, D), samples by features"
         )
     if not z1.is_floating_point() or z1.dtype != z2.dtype:
         raise UserError(
-            f"embeddings of types {z1.dtype} and {z2.dtype}: give two of the same floating type"
+            f"embeddings have types {z1.dtype} and {z2.dtype}: "
+            "expected two of the same floating-point type"
         )
 
 
@@ -138,5 +139,5 @@ def check_batch(n: int) -> None:
     """Refuse a global batch of one."""
     if n < 2:
         raise UserError(
-            f"a batch of {n} over all ranks has no correlations: give at least 2 samples"
+            f"a batch of {n} over all ranks is too small for correlations: use at least 2 samples"
         )

@@ -72,8 +72,8 @@ class BarlowTwinsFunction(torch.autograd.Function):
         if torch.is_grad_enabled():
             # The matrices are kept as constants: a second derivative would be silently wrong.
             raise RuntimeError(
-                "BarlowTwinsLoss has no second derivative: take its gradient without "
-                "create_graph, or write the loss with barlow.cross_correlation"
+                "BarlowTwinsLoss does not support second derivatives: compute its gradient "
+                "without create_graph, or write the loss with barlow.cross_correlation"
             )
         lambd, scale, target, sizes, rows, samples, group = ctx.constants
         z1, z2, mean1, inverse1, mean2, inverse2, *matrices = ctx.saved_tensors

@@ -51,5 +51,5 @@ def analyse_or_none(run: "Run") -> "Analysis | None":
     try:
         return analyse(run)
     except Exception as error:  # the rest of the page is worth having
-        log.warning("the report of %s goes without its images: %s", run.path, one_line(error))
+        log.warning("the report of %s omits the images: %s", run.path, one_line(error))
         return None

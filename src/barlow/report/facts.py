@@ -128,7 +128,7 @@ def describe_protocol(result: Result) -> str:
 
     Example:
         >>> describe_protocol(Result("linear", (), {"labels_per_class": 10}))
-        'linear classifier on the frozen encoder, 10 labels a class'
+        'linear classifier on the frozen encoder, 10 labels per class'
     """
     words = {
         "linear": "linear classifier on the frozen encoder",
@@ -138,7 +138,7 @@ def describe_protocol(result: Result) -> str:
     }
     parts = [words.get(result.protocol, result.protocol)]
     if number := result.settings.get("labels_per_class"):
-        parts.append(f"{number} labels a class")
+        parts.append(f"{number} labels per class")
     if share := result.settings.get("label_fraction"):
         parts.append(f"{share:.3g} of the labels")
     if epochs := result.settings.get("epochs"):

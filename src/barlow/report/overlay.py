@@ -63,7 +63,7 @@ def _summary(runs: Sequence[Facts]) -> str:
     notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in sorted(measured))
     widths = {tuple(f.settings.projector[-1:]) for f in runs}
     if len(widths) > 1:
-        notes += "<p>Losses of embeddings of different widths do not compare.</p>"
+        notes += "<p>Losses are not comparable between embeddings of different widths.</p>"
     return table(lines, "Runs side by side") + notes
 
 

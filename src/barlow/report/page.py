@@ -15,10 +15,10 @@ TITLES = {
     "loss": "Loss",
     "invariance": "Invariance term",
     "redundancy": "Redundancy-reduction term",
-    "diagonal_error": "Diagonal error a feature",
+    "diagonal_error": "Diagonal error per feature",
     "off_diagonal_rms": "Off-diagonal correlation, RMS",
     "lr": "Learning rate",
-    "images_per_second": "Throughput, images a second",
+    "images_per_second": "Throughput, images per second",
     "knn_top1": "k-NN top-1",
     "effective_rank": "Effective rank of the representation",
     "rankme_representation": "RankMe of the representation",
@@ -45,15 +45,15 @@ def page(facts: Facts, analysis: Analysis | None, *, live: str = "") -> str:
     columns = {name.removeprefix("val_") for name in facts.columns()}
     health = sorted(columns - {*TRAINING, *PACE, *CLOCK})
     sections = [
-        Section("worth", "What it is worth", _worth(facts, analysis)),
-        Section("data", "What it was trained on", _data(facts, analysis)),
+        Section("worth", "Results", _worth(facts, analysis)),
+        Section("data", "Training data", _data(facts, analysis)),
         Section("training", "Training", _training(facts) if facts.rows else ""),
         Section("health", "Health", _health(facts, health, analysis)),
         Section("matrix", "Cross-correlation matrix", matrices(analysis) if analysis else ""),
         Section("neighbours", "Nearest neighbours", neighbours(analysis) if analysis else ""),
         Section("map", "Map of the representation", map_of(analysis) if analysis else ""),
-        Section("events", "What happened on the way", _events(facts)),
-        Section("settings", "Settings, and how to repeat it", _settings(facts)),
+        Section("events", "Events during training", _events(facts)),
+        Section("settings", "Settings and command", _settings(facts)),
     ]
     return document(f"{facts.name} - Barlow Twins", _head(facts, analysis), sections, live)
 
@@ -130,13 +130,13 @@ def _head(facts: Facts, analysis: Analysis | None) -> str:
     settings = facts.settings
     encoder = f"the encoder of {settings.init}" if settings.init else settings.encoder
     what = f"{encoder}, trained with Barlow Twins on {data_name(facts)}"
-    state = "finished" if facts.finished else f"not finished: {facts.progress} epochs are done"
+    state = "finished" if facts.finished else f"not finished: {facts.progress} epochs done"
     head = f'<header><h1>{escape(facts.name)}</h1><p class="soft">{escape(what)}; {state}.</p>'
     if found := verdict(facts):
         head += _verdict(found)
     elif analysis and analysis.knn:
-        trained_on = "training images, whose labels it did not know"
-        how = f"the 20 nearest of {analysis.bank:,} labelled training images vote"
+        trained_on = "training images, whose labels were not used in training"
+        how = f"vote of the 20 nearest of {analysis.bank:,} labelled training images"
         head += _verdict(
             Verdict(*analysis.knn, "val_top1", how),
             "held-out images" if analysis.held_out else trained_on,
@@ -148,7 +148,7 @@ def _head(facts: Facts, analysis: Analysis | None) -> str:
             cards.append((name, f"{number(curve[0][1])} &rarr; {number(curve[-1][1])}"))
     if last:
         cards.append(("training", seconds(last["seconds"])))
-        cards.append(("images a second", number(last["images_per_second"])))
+        cards.append(("images per second", number(last["images_per_second"])))
     if analysis:
         cards.append(("parameters", number(analysis.parameters)))
     return head + listing(cards, "cards") + "</header>"
@@ -170,8 +170,8 @@ def _worth(facts: Facts, analysis: Analysis | None) -> str:
     body = results(facts)
     if not body and analysis and analysis.knn:
         body = (
-            "<p>Not evaluated yet: <code>barlow evaluate</code> measures what a classifier makes "
-            "of the encoder, and <code>barlow report</code> then puts the table here.</p>"
+            "<p>Not evaluated yet: <code>barlow evaluate</code> scores a classifier on the "
+            "encoder's features, and <code>barlow report</code> then adds the table here.</p>"
         )
     return body + (confusion(analysis) if analysis else "")
 
@@ -185,7 +185,7 @@ def _data(facts: Facts, analysis: Analysis | None) -> str:
     if facts.skipped:
         pairs.append(("skipped", f"{len(facts.skipped):,} images that cannot be read"))
     size = f"{settings.image_size} &times; {settings.image_size}, {settings.channels} channel(s)"
-    pairs.append(("a view", f"{size}, preset {escape(settings.view_preset)}"))
+    pairs.append(("each view", f"{size}, preset {escape(settings.view_preset)}"))
     if environment := start.get("environment"):
         versions = [f"{name} {value}" for name, value in environment.items() if value != "none"]
         pairs.append(("machine and versions", escape(", ".join(versions))))
@@ -196,8 +196,8 @@ def _training(facts: Facts) -> str:
     lambd = f"{facts.settings.lambd:g}"
     return (
         f"<p>The loss is the invariance term plus {lambd} times the redundancy-reduction term. "
-        "Its size grows with the width of the embedding; the two charts of the matrix's diagonal "
-        "and off-diagonal mean the same at every width.</p>" + curves([facts], TRAINING + PACE)
+        "Its value grows with the width of the embedding; the charts of the matrix's diagonal and "
+        "off-diagonal are comparable across widths.</p>" + curves([facts], TRAINING + PACE)
     )
 
 
@@ -222,9 +222,9 @@ def _events(facts: Facts) -> str:
         last = [["time", "warning"], *map(list, facts.warnings[-_LISTED:])]
         parts.append(f"<h3>{len(facts.warnings)} warning(s)</h3>{table(last, 'Warnings', 'text')}")
     if facts.skipped:
-        lines = [["image", "why"], *map(list, facts.skipped[:_LISTED])]
+        lines = [["image", "reason"], *map(list, facts.skipped[:_LISTED])]
         title = f"{len(facts.skipped)} image(s) that cannot be read"
-        more = "" if len(facts.skipped) <= _LISTED else "<p>The others are in skipped.csv.</p>"
+        more = "" if len(facts.skipped) <= _LISTED else "<p>The rest are in skipped.csv.</p>"
         parts.append(folded(title, table(lines, title, "text") + more))
     return "".join(parts)
 
@@ -233,7 +233,7 @@ def _settings(facts: Facts) -> str:
     values = facts.settings.to_dict()
     lines = [["setting", "value"], *([name, str(value)] for name, value in values.items())]
     text = escape(command(facts.settings, str(facts.path)))
-    return f"<pre>{text}</pre>" + folded("Every setting", table(lines, "Settings", "text"))
+    return f"<pre>{text}</pre>" + folded("All settings", table(lines, "Settings", "text"))
 
 
 def _title(column: str) -> str:

@@ -23,8 +23,8 @@ def confusion(analysis: Analysis) -> str:
         return ""
     without, with_ = (f"{100 * share:.1f} %" for share in analysis.knn)
     head = (
-        "<h3>Which classes are taken for which</h3><p>The class that the 20 nearest of "
-        f"{analysis.bank:,} training images vote for, nothing fitted: {with_} right, "
+        "<h3>Which classes are confused</h3><p>Predicted by vote of the 20 nearest of "
+        f"{analysis.bank:,} training images, with nothing fitted: {with_} correct, "
         f"{without} without pretraining.</p>"
     )
     if len(analysis.classes) > _CLASSES:
@@ -39,8 +39,8 @@ def confusion(analysis: Analysis) -> str:
         )
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
     body = (
-        '<table class="confusion"><caption class="soft">rows: true class; columns: class voted '
-        f"for</caption><thead><tr><td></td>{top}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        '<table class="confusion"><caption class="soft">rows: true class; columns: predicted '
+        f"class</caption><thead><tr><td></td>{top}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
     return head + scrolling(body, "Confusion matrix")
 
@@ -49,7 +49,7 @@ def _worst(counts: Tensor, classes: list[str]) -> str:
     pairs = counts.nonzero()  # (P, 2), few of all that there could be
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     order = counts[pairs[:, 0], pairs[:, 1]].argsort(descending=True, stable=True)
-    lines = [["true class", "taken for", "images"]]
+    lines = [["true class", "predicted class", "images"]]
     for a, b in pairs[order[:_PAIRS]].tolist():
         lines.append([classes[a], classes[b], str(int(counts[a, b]))])
     return table(lines, "The classes most often confused")
@@ -84,9 +84,9 @@ def spectra(analysis: Analysis) -> str:
     ]
     before, after = (number(value) for value in analysis.rankmes)
     return (
-        f"<h3>Spectrum of the representation</h3><p>A slow fall means that many directions carry "
-        f"something. Counted smoothly (RankMe) they are {after} of {analysis.width}, "
-        f"{before} before the training.</p>"
+        "<h3>Spectrum of the representation</h3><p>A slow decay means that many directions carry "
+        f"variance. Their effective number (RankMe) is {after} of {analysis.width}, "
+        f"{before} before training.</p>"
         f'<div class="grid">{chart("Share of the variance", kept, x="direction", log=True)}</div>'
     )
 
@@ -106,11 +106,12 @@ def matrices(analysis: Analysis) -> str:
         diagonal.append(Series(name, histogram(on_it), colour))
         off.append(Series(name, histogram(off_it), colour) if len(off_it) else Series(name, []))
     chance = 1 / math.sqrt(analysis.matrix_images)
-    some = f"; of {analysis.features:,} features evenly spaced ones are shown"
+    some = f"; an evenly spaced subset of the {analysis.features:,} features is shown"
     return (
         "<p>Correlation of every feature of one view's embedding with every feature of the "
-        "other's. Training wants ones on the diagonal, where both views of an image agree, and "
-        f"zeros beside it, where features repeat each other. Of {analysis.matrix_images} images; "
+        "other's. Training drives the diagonal towards one, so that both views of an image agree, "
+        "and all other entries towards zero, so that features do not repeat each other. Computed "
+        f"from {analysis.matrix_images} images; "
         f"chance alone gives correlations of about {chance:.2f}"
         f"{some if analysis.features > 256 else ''}.</p>"
         f"{img(heat_map(torch.linspace(-1, 1, 255)[None]), '', 'scale')}"
@@ -132,12 +133,12 @@ def neighbours(analysis: Analysis) -> str:
             kind = "" if None in (image.label, query.label) else "same"
             kind = "other" if kind and image.label != query.label else kind
             note = f"{image.label}, {similarity:.2f}" if image.label else f"{similarity:.2f}"
-            alt = f"neighbour of similarity {similarity:.2f}"
+            alt = f"neighbour with similarity {similarity:.2f}"
             cells.append(f'<li class="{kind}">{_cell(image, alt, note)}</li>')
         rows.append(f'<ul class="near">{"".join(cells)}</ul>')
     return (
-        f"<p>Each row begins with a {asked} image; after it, of {analysis.bank:,} training images, "
-        "those with the most similar representation (cosine).</p>" + "".join(rows)
+        f"<p>Each row starts with a {asked} image, followed by those of {analysis.bank:,} training "
+        "images whose representations are most similar (cosine).</p>" + "".join(rows)
     )
 
 
@@ -174,14 +175,14 @@ def map_of(analysis: Analysis) -> str:
         if len(present) <= 2 * _CLASSES
     )
     kind = "held-out" if analysis.held_out else "training"
-    by = ", coloured by class, which the training did not know" if present else ""
+    by = ", coloured by class, which training did not use" if present else ""
     label = (
         f"Map of {len(points)} {kind} images by their representation{by}. "
-        "Arrow keys go from image to image."
+        "Arrow keys move from image to image."
     )
     return (
-        f"<p>{len(points):,} {kind} images{by}. Near each other are images whose representations "
-        "are alike (t-SNE: neighbourhoods mean something, distances between far groups do not). "
+        f"<p>{len(points):,} {kind} images{by}. Images with similar representations lie close "
+        "together (t-SNE: neighbourhoods are meaningful, distances between far groups are not). "
         "Point at one to see it.</p>"
         f'<div class="map">{f"<ul class=keys>{keys}</ul>" if keys else ""}'
         f'<svg viewBox="0 0 {_MAP} {_MAP}" role="img" tabindex="0" aria-label="{escape(label)}">'

@@ -48,7 +48,9 @@ def server_of(run: str, port: int = 0) -> ThreadingHTTPServer:
     try:
         return ThreadingHTTPServer((_HERE, port), _handler(_Page(folder)))
     except (OSError, OverflowError) as error:
-        raise UserError(f"--port {port}: {error}; give another, or 0 for any") from error
+        raise UserError(
+            f"--port {port}: {error}; give another port, or 0 for any free one"
+        ) from error
 
 
 class _Page:

@@ -113,7 +113,7 @@ def _first_layer(weights: StateDict) -> int:
 def _infer_resnet(weights: StateDict, padded: bool) -> EncoderSpec:
     conv1 = weights.get("conv1.weight")
     if conv1 is None or conv1.ndim != 4 or conv1.shape[-1] not in (3, 7):
-        raise UserError("its ResNet has another stem than one 7x7 or 3x3 convolution")
+        raise UserError("its ResNet's stem is not one 7x7 or 3x3 convolution")
     bottleneck = "layer1.0.conv3.weight" in weights
     blocks = tuple(
         len({m[1] for name in weights if (m := re.match(rf"layer{i}\.(\d+)\.", name))})
@@ -122,7 +122,7 @@ def _infer_resnet(weights: StateDict, padded: bool) -> EncoderSpec:
     last = "conv3" if bottleneck else "conv2"
     outs = [weights[f"layer{i}.0.{last}.weight"].shape[0] for i in range(1, 5) if blocks[i - 1]]
     if len(outs) < 4:
-        raise UserError(f"its ResNet has {len(outs)} layers, not 4")
+        raise UserError(f"its ResNet has {len(outs)} stages, not 4")
     planes = [n // 4 if bottleneck else n for n in outs]
     args: dict[str, Any] = {}
     if planes != [64, 128, 256, 512]:
@@ -145,12 +145,12 @@ def _with_stem(spec: EncoderSpec, prefix: str, between: int) -> EncoderSpec:
     """The stem of an `nn.Sequential`, by the modules between its batch norm and its layer1."""
     if spec.stem == "standard":
         if between < 2:
-            raise UserError("its ResNet has no ReLU or no pooling behind a 7x7 stem")
+            raise UserError("its ResNet has no ReLU or no pooling after its 7x7 stem")
     elif between == 0:  # lightly's own ResNets call the ReLU as a function
         return replace(spec, stem="linear")
     elif between == 2 and prefix == "f.":  # elsewhere it may be an `nn.Identity`
         raise UserError(
-            "its ResNet has pooling behind a 3x3 stem, as Barlow-Twins-HSIC and mix-bt have it for "
+            "its ResNet has pooling after a 3x3 stem, as Barlow-Twins-HSIC and mix-bt use for "
             "images larger than CIFAR's"
         )
     return spec
@@ -170,10 +170,10 @@ def _with_heads(
     if prefix.endswith("base_encoder.") or "classifier.weight" in tensors:  # moco-v3, solo-learn
         return replace(spec, model_args=spec.model_args | {"num_heads": 12})
     raise UserError(
-        "its positions are fixed as MoCo v3's and MAE's are, whose small transformers have 12 "
-        "heads where timm's have fewer, and no weight tells: put them in a folder as "
-        "model.safetensors, "
-        f'beside a config.json that says {{"architecture": "{spec.name}", "model_args": '
+        "its position embeddings are fixed as in MoCo v3 and MAE, whose small transformers have "
+        "12 heads where timm's have fewer, and the weights do not tell which: put them in a "
+        "folder as model.safetensors, "
+        f'beside a config.json with {{"architecture": "{spec.name}", "model_args": '
         '{"num_heads": 12}}, or without model_args'
     )
 
@@ -182,7 +182,7 @@ def _infer_vit(weights: StateDict, padded: bool) -> EncoderSpec:
     width, in_chans, patch = weights["patch_embed.proj.weight"].shape[:3]
     if width not in _VITS or "cls_token" not in weights or "pos_embed" not in weights:
         raise UserError(
-            "its vision transformer is none of timm's tiny, small, base or large with a class token"
+            "its vision transformer is not timm's tiny, small, base or large with a class token"
         )
     depth = len({m[1] for name in weights if (m := re.match(r"blocks\.(\d+)\.", name))})
     side = math.isqrt(weights["pos_embed"].shape[1] - 1)

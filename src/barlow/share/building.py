@@ -57,7 +57,7 @@ def load_weights(
     missing = [k for k in absent if not k.endswith("num_batches_tracked")]
     misshapen = [k for k in wanted if k in weights and wanted[k].shape != weights[k].shape]
     if missing or misshapen:
-        what = f"misses {missing[0]}" if missing else f"has another shape for {misshapen[0]}"
+        what = f"lacks {missing[0]}" if missing else f"has a different shape for {misshapen[0]}"
         raise UserError(f"the weights in {where} do not fit the encoder: the file {what}")
     encoder.load_state_dict({k: weights.get(k, wanted[k]) for k in wanted})
     left_out = [*(k for k in weights if k not in wanted), *beside]

@@ -20,7 +20,7 @@ from barlow.settings import Settings
 
 _PAPER = "[Barlow Twins](https://arxiv.org/abs/2103.03230) (Zbontar et al. 2021)"
 _OF_A_NEW_ENCODER = ("encoder", "encoder_args", "stem", "pool", "stages", "pretrained")
-_HALF = " (matrices and filters rounded to float16; loading makes float32 of them)"
+_HALF = " (matrices and filters rounded to float16; loading converts them to float32)"
 # Settings that say where and how often something was done, not what was done.
 _OMITTED = {
     *("devices", "accelerator", "workers", "compile"),
@@ -121,9 +121,9 @@ def _data_section(settings: Settings) -> str:
     if settings.limit:
         text += f", the first {settings.limit} images"
     if settings.init:
-        text += f"; the training started from `{public_path(settings.init)}`"
+        text += f"; training started from `{public_path(settings.init)}`"
     elif settings.pretrained:
-        text += "; the training started from timm's supervised weights"
+        text += "; training started from timm's supervised weights"
     return f"## Data\n{text}. The training itself used no labels.\n"
 
 

@@ -69,31 +69,31 @@ def export(
         RuntimeError: if the graph does not compute the same as PyTorch; nothing is written then.
     """
     if format not in _FORMATS:
-        raise UserError(f"no format {format!r}: there are {', '.join(_FORMATS)}")
+        raise UserError(f"unknown format {format!r}: use one of {', '.join(_FORMATS)}")
     path, chosen = Path(out), _FORMATS[format]
     if path.exists():
-        raise UserError(f"{out} is there already: give another name")
+        raise UserError(f"{out} already exists: give another name")
     if chosen.suffix and path.suffix != chosen.suffix:
         raise UserError(
             f"a file of format {format} ends in {chosen.suffix}: name it {path.stem}{chosen.suffix}"
         )
     if preprocess and not chosen.is_graph:
         raise UserError(
-            f"format {format} says how images are prepared beside the weights: --preprocess works "
-            "only with onnx and torch-export"
+            f"format {format} stores the preprocessing beside the weights: --preprocess works only "
+            "with onnx and torch-export"
         )
     if half and chosen.is_graph:
         raise UserError(
-            f"format {format} computes as PyTorch does: --half works only with timm and safetensors"
+            f"format {format} keeps full precision: --half works only with timm and safetensors"
         )
     if isinstance(encoder, nn.Module):
-        module, inner = deepcopy(encoder), "its attribute encoder"
+        module, inner = deepcopy(encoder), "its encoder attribute"
     else:
         module, inner = _load_encoder_or_classifier(encoder), f"{encoder}/encoder"
     if isinstance(module, Classifier) and not chosen.is_graph:
         raise UserError(
-            f"format {format} takes encoders, and this is a classifier: give {inner}, or export "
-            "class scores as onnx or torch-export"
+            f"format {format} takes only encoders, and this is a classifier: give {inner}, or "
+            "export class scores as onnx or torch-export"
         )
     if half:
         halve_precision(module)

@@ -61,20 +61,20 @@ def load_foreign(weights: WeightsFile, where: str) -> LoadedEncoder:
         raise UserError(f"the weights in {where} do not fit: {error} is missing") from error
     if found is None:
         raise UserError(
-            f"{where} has no weights of a ResNet or vision transformer, but of "
+            f"{where} has no weights of a ResNet or vision transformer, only "
             f"{count_names(name.partition('.')[0] for name in weights.tensors)}; for another timm "
-            "architecture, put them in a folder as model.safetensors, beside a config.json that "
-            'says {"architecture": NAME}'
+            "architecture, put them in a folder as model.safetensors, beside a config.json with "
+            '{"architecture": NAME}'
         )
     if any(name.startswith("aux_classifier.") for name in weights.tensors):
-        raise UserError(f"{where} is a segmentation model, whose ResNet is dilated: not taken")
+        raise UserError(f"{where} is a segmentation model: its dilated ResNet is not supported")
     spec = found.spec
     encoder = spec.build()
     known = encoder.state_dict()
     if unknown := [k for k in found.weights if k not in known and not k.startswith(_HEADS)]:
         raise UserError(
             f"the weights in {where} do not fit: {spec.name} has no {unknown[0]}, nor "
-            f"{len(unknown) - 1} more"
+            f"{len(unknown) - 1} others"
         )
     beside = [k for k in weights.tensors if not k.startswith(found.prefix)]
     matched = load_weights(encoder, found.weights, where, beside)
@@ -84,12 +84,12 @@ def load_foreign(weights: WeightsFile, where: str) -> LoadedEncoder:
     preprocess = Preprocess(spec.image_size, mean=mean, std=std, in_chans=spec.in_chans)
     encoder.preprocess = preprocess
     origin = (
-        f"{where} is {'a checkpoint of ' + project.name if project else 'a file of weights'}: "
-        f"{spec.name}{_STEMS[spec.stem]}, {matched}; taken to expect images of "
-        f"{spec.image_size} pixels, normalised by {preprocess.mean} and {preprocess.std}"
+        f"{where} is {'a checkpoint of ' + project.name if project else 'a weights file'}: "
+        f"{spec.name}{_STEMS[spec.stem]}, {matched}; assumed to expect images of "
+        f"{spec.image_size} pixels, normalised with mean {preprocess.mean} and std {preprocess.std}"
     )
     if spec.stem == "small" and classifier is not None:
-        origin += "; its stem is taken to pad by one pixel, which of solo-learn's would be two"
+        origin += "; its stem is assumed to pad by one pixel, where solo-learn's pads by two"
     return LoadedEncoder(encoder, _projector(weights, found), origin)
 
 
@@ -105,7 +105,7 @@ _STEMS = {
     "small": " with a 3x3 stem and no pooling",
     "strided": " with a 3x3 stride-2 stem and no pooling",
     "padded": " with a 3x3 stem padded by two and no pooling",
-    "linear": " with a 3x3 stem, no ReLU behind it and no pooling",
+    "linear": " with a 3x3 stem, no ReLU after it and no pooling",
 }
 
 

@@ -27,7 +27,7 @@ def download(where: str) -> Path:
     name, _, file = rest.partition("/")
     name, _, revision = name.partition("@")
     if not owner or not name:
-        raise UserError(f"{where} names no model: give {PREFIX}OWNER/NAME")
+        raise UserError(f"{where} does not name a model: give {PREFIX}OWNER/NAME")
     repo, at = f"{owner}/{name}", revision or None
     try:
         names = HfApi().list_repo_files(repo, revision=at)
@@ -55,7 +55,7 @@ def _choose(names: list[str], where: str) -> list[str]:
     if len(weights) != 1:
         which = ", ".join(weights[:8]) or "none"
         raise UserError(
-            f"{where} has {len(weights)} files of weights ({which}): "
-            f"give one, as {where.rstrip('/')}/FILE"
+            f"{where} has {len(weights)} weights files ({which}): "
+            f"give one as {where.rstrip('/')}/FILE"
         )
     return weights

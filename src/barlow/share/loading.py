@@ -87,7 +87,7 @@ def _load_path(path: Path, name: str) -> LoadedEncoder:
         return LoadedEncoder(_load_checkpoint(state, name).encoder)
     raise UserError(
         f"no encoder at {name!r}: give a run, a checkpoint, a timm folder, "
-        f"{HUB_PREFIX}OWNER/NAME for a model of the Hugging Face hub, or "
+        f"{HUB_PREFIX}OWNER/NAME for a model on the Hugging Face hub, or "
         f"{' or '.join(shipped_encoders())}, which comes with this package"
     )
 

@@ -66,12 +66,12 @@ def start_projector(projector: nn.Module, weights: dict[str, Tensor]) -> str:
         A line that says what was done.
     """
     if not weights:
-        return "the projector starts anew: there is none like it"
+        return "the projector starts from scratch: the file has none like it"
     ours, theirs = ("-".join(map(str, widths_of(w))) for w in (projector.state_dict(), weights))
     if ours != theirs:
-        return f"the projector starts anew: that of the file is {theirs}, this one {ours}"
+        return f"the projector starts from scratch: the file's is {theirs}, this one is {ours}"
     projector.load_state_dict(weights)
-    return f"the projector too starts from the file: {theirs}"
+    return f"the projector also starts from the file: {theirs}"
 
 
 def widths_of(projector: Mapping[str, Tensor]) -> list[int]:

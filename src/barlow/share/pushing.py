@@ -57,7 +57,7 @@ def push(
             invalid, or the hub refuses.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise UserError(f"{repository!r} is no name of a repository: give OWNER/NAME")
+        raise UserError(f"{repository!r} is not a repository name: give OWNER/NAME")
     module = load_encoder(encoder)
     require_timm_support(module)
     if half:
@@ -88,7 +88,7 @@ def _upload(folder: str, repository: str, private: bool) -> str:
         )
     except Exception as error:  # of the hub, of its transport, or for want of a token
         raise UserError(
-            f"the hub did not take {repository}: {one_line(error, 300)}; to log in, "
+            f"cannot push to {repository}: {one_line(error, 300)}; to log in, run "
             "`hf auth login` or set HF_TOKEN"
         ) from error
     return f"{api.endpoint}/{repository}"

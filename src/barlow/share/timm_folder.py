@@ -77,7 +77,7 @@ def require_timm_support(encoder: nn.Module) -> None:
     """Raise a UserError for an encoder that plain timm cannot compute."""
     if spec_of(encoder).stem == "linear":
         raise UserError(
-            "timm has no ResNet without a ReLU behind its stem, which this one is: export it as "
+            "this ResNet has no ReLU after its stem, which timm does not support: export it as "
             "safetensors, onnx or torch-export"
         )
 
@@ -99,7 +99,7 @@ def load_timm_folder(folder: Path, name: str) -> LoadedEncoder:
         UserError: if a file is missing or damaged, or the weights do not fit the architecture.
     """
     with user_error_if_unreadable(
-        name, "is not a whole timm folder, or of another version of barlow"
+        name, "is not a complete timm folder, or was written by another version of barlow"
     ):
         config = json.loads((folder / "config.json").read_text())
         files = [folder / file for file in WEIGHTS_FILES]
@@ -115,9 +115,9 @@ def load_timm_folder(folder: Path, name: str) -> LoadedEncoder:
     data = config.get("pretrained_cfg", config)
     interpolation, crop = data.get("interpolation", "bicubic"), data.get("crop_pct", 0.875)
     origin = (
-        f"{name} is of timm: {spec.name}, {matched}; timm resizes its images "
-        f"{interpolation} and keeps {crop:.1%} of the shorter side, encoder.preprocess bilinear "
-        "and keeps all of it"
+        f"{name} is a timm model: {spec.name}, {matched}; timm resizes its images with "
+        f"{interpolation} interpolation and keeps {crop:.1%} of the shorter side, "
+        "encoder.preprocess uses bilinear and keeps all of it"
     )
     return LoadedEncoder(encoder, origin=origin)
 

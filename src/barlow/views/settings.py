@@ -69,28 +69,35 @@ class ViewSettings:
         """
         for field in dataclasses.fields(self):
             if field.type is float and not isinstance(value := getattr(self, field.name), Real):
-                raise UserError(f"{field.name} is a number: give one, not {value!r}")
+                raise UserError(f"{field.name} must be a number, not {value!r}")
         for name in (
             "horizontal_flip", "vertical_flip", "jitter", "greyscale", "blur", "solarise", "noise",
         ):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} is a probability: {getattr(self, name)} is not in 0 to 1")
+                raise UserError(
+                    f"{name} must be a probability from 0 to 1, not {getattr(self, name)}"
+                )
         for name in ("crop_scale", "crop_ratio", "zoom", "blur_sigma", "noise_std"):
             pair = getattr(self, name)
             if not _is_pair(pair) or not 0 <= pair[0] <= pair[1]:
-                raise UserError(f"{name} is a range: give two numbers, low then high, not {pair}")
+                raise UserError(f"{name} must be a range of two numbers, low then high, not {pair}")
             object.__setattr__(self, name, tuple(pair))  # a recipe gives a list
         for name in ("brightness", "contrast", "saturation"):
             if getattr(self, name) < 0:
-                raise UserError(f"{name} is a strength: {getattr(self, name)} is below 0")
+                raise UserError(f"{name} is {getattr(self, name)}: a strength must not be negative")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise UserError(f"crop_scale is a share of the image: {self.crop_scale} is not in 0-1")
+            raise UserError(
+                "crop_scale must be a share of the image, above 0 and at most 1, "
+                f"not {self.crop_scale}"
+            )
         if self.crop_ratio[0] <= 0 or self.zoom[0] <= 0 or self.blur_sigma[0] <= 0:
-            raise UserError("crop_ratio, zoom and blur_sigma start above 0")
+            raise UserError("crop_ratio, zoom and blur_sigma must be greater than 0")
         if not 0 <= self.hue <= 0.5:
-            raise UserError(f"hue is a share of the colour circle: {self.hue} is not in 0 to 0.5")
+            raise UserError(
+                f"hue must be a share of the colour circle from 0 to 0.5, not {self.hue}"
+            )
         if self.border not in ("zeros", "reflection"):
-            raise UserError(f"border is `zeros` or `reflection`, not {self.border!r}")
+            raise UserError(f"border must be `zeros` or `reflection`, not {self.border!r}")
 
     @property
     def needs_affine(self) -> bool:
@@ -160,7 +167,7 @@ def view_settings(
         (0.0, 0.0)
     """
     if preset not in PRESETS:
-        raise UserError(f"no preset {preset!r}{_nearest(preset, PRESETS)}")
+        raise UserError(f"unknown preset {preset!r}{_nearest(preset, PRESETS)}")
     first, second = PRESETS[preset]
     return _replaced(first, view1, "view1"), _replaced(second, view2, "view2")
 
@@ -192,4 +199,4 @@ def _replaced(
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f": did you mean {close[0]!r}?" if close else f": there are {', '.join(known)}"
+    return f": did you mean {close[0]!r}?" if close else f": use one of {', '.join(known)}"

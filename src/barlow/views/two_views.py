@@ -63,14 +63,16 @@ class TwoViews(nn.Module):
         """See the class."""
         super().__init__()
         if image_size < 1 or in_chans < 1:
-            raise UserError(f"no view has image_size={image_size} and in_chans={in_chans}")
+            raise UserError(
+                f"image_size={image_size} and in_chans={in_chans}: both must be at least 1"
+            )
         if mean is None:
             mean, _ = default_mean_std(in_chans)
         if std is None:
             _, std = default_mean_std(in_chans)
         if len(mean) != in_chans or len(std) != in_chans or min(std) <= 0:
             raise UserError(
-                f"mean and std need {in_chans} numbers each, std above 0: not {mean} and {std}"
+                f"mean and std need {in_chans} numbers each, with std above 0, not {mean} and {std}"
             )
         self.image_size = image_size
         self.in_chans = in_chans
@@ -136,7 +138,7 @@ class TwoViews(nn.Module):
         for image in images[:1] if isinstance(images, Tensor) else images:
             if image.dtype != torch.uint8 or image.shape[:-2] != (self.in_chans,):
                 raise UserError(
-                    f"views are drawn from uint8 images of {self.in_chans} channels, not from "
+                    f"expected uint8 images of {self.in_chans} channels, got "
                     f"{tuple(image.shape)} {image.dtype}: set in_chans, or convert the images"
                 )
         if isinstance(images, Tensor):
