@@ -26,7 +26,7 @@ format: install
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: install ## side by side with peers; needs the machine for itself
+bench: install ## every benchmark, beside peer libraries; run nothing else meanwhile
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
 

@@ -2,9 +2,9 @@
 
     python benchmarks/embed.py [SOURCE] [--encoder resnet18] [--image-size 224] [--images 512]
 
-The encoder alone gets batches that are in memory already, in eval mode, channels last. SOURCE is
-any source; by default a folder of random JPEGs is made. The two are measured in turns, and the
-medians compared. Prints a table and writes `benchmarks/results/embed-DATE.json`.
+The encoder alone runs in eval mode, channels last, on batches that are already in memory. SOURCE is
+any source; by default a folder of random JPEGs is made. The two are measured in turns, and their
+medians are compared. Prints a table and writes `benchmarks/results/embed-DATE.json`.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from barlow.tables import text_table
 
 
 class Clock(Reporter):
-    """The time from the first image to the last: loading the encoder is not what is measured."""
+    """Times the work from the first image to the last, without loading the encoder."""
 
     def start(self, done: float, total: float, unit: str = "step") -> None:
         self.begin = time.perf_counter()
@@ -42,7 +42,7 @@ class Clock(Reporter):
 
 
 def make_photos(folder: Path, images: int, side: int = 256) -> None:
-    """Smooth random JPEGs, of about the bytes a photograph of that size has."""
+    """Write smooth random JPEGs with about as many bytes as photographs of that size."""
     random = np.random.default_rng(0)
     for i in range(images):
         coarse = random.integers(0, 256, (side // 8, side // 8, 3), np.uint8)
@@ -51,7 +51,7 @@ def make_photos(folder: Path, images: int, side: int = 256) -> None:
 
 
 def bare(encoder: torch.nn.Module, batch: torch.Tensor, images: int) -> float:
-    """Images a second of the encoder alone."""
+    """Images per second of the encoder alone."""
     batches = max(1, images // len(batch))
     with torch.inference_mode():
         start = time.perf_counter()
@@ -61,7 +61,7 @@ def bare(encoder: torch.nn.Module, batch: torch.Tensor, images: int) -> float:
 
 
 def embedded(encoder: Path, source: str, batch_size: int, images: int) -> float:
-    """Images a second of the whole, from files to a file."""
+    """Images per second of the whole, from image files to a file of embeddings."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         write_embeddings(

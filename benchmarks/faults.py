@@ -3,10 +3,10 @@
     python benchmarks/faults.py                      # 100 kills; writes benchmarks/results/
     python benchmarks/faults.py --kills 10 --seed 1
 
-A real training: a folder of images that two worker processes decode and crop at random, an order
-that is shuffled, dropout, a checkpoint after every step. SIGKILL comes at a random moment of the
-start, of the training, or while a checkpoint is being written. Each run is resumed until it is
-done; then its weights and its curves must be those of the run that nobody disturbed, bit for bit.
+The training is a real one: two worker processes decode a folder of images and crop them at random,
+in shuffled order, with dropout and a checkpoint after every step. SIGKILL comes at a random moment
+of the start or of the training, or while a checkpoint is being written. Each run is resumed until
+it is done; its weights and its curves must then be those of the undisturbed run, bit for bit.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def start(folder: Path, out: Path) -> subprocess.Popen[bytes]:
 
 
 def wait_for(moment: str, process: subprocess.Popen[bytes], out: Path, chance: random.Random):
-    """Return at the moment, or when the process has ended before."""
+    """Return at that moment, or earlier if the process has ended."""
     if moment == MOMENTS[0]:
         time.sleep(chance.uniform(0, 5))
         return
@@ -88,7 +88,7 @@ def unfinished(out: Path) -> list[Path]:
 
 
 def gone(session: int) -> bool:
-    """Whether the workers too have ended, within some seconds of their parent."""
+    """Whether the workers have ended too, within twenty seconds of their parent."""
     for _ in range(200):
         try:
             os.killpg(session, 0)
@@ -119,7 +119,7 @@ def same(run: Run, whole: Run) -> bool:
 def kill_until_done(
     folder: Path, out: Path, kills: int, chance: random.Random, tally: Counter
 ) -> None:
-    """One run, killed up to so many times and each time resumed, until it is done."""
+    """Start a run, kill it up to `kills` times and resume it each time, until it is done."""
     while True:
         process = start(folder, out)
         if kills:
@@ -142,7 +142,7 @@ def kill_until_done(
             print(error, file=sys.stderr)
             return
         logged = Run(out).metrics()
-        # Each step is logged, then saved: at most the step in between may be lost.
+        # Each step is logged and then saved, so at most the one step in between may be lost.
         if logged and step_of(out) < logged[-1]["step"] - 1:
             tally["lost more than the steps since the last checkpoint"] += 1
 

@@ -4,13 +4,13 @@
 
 Three measurements, each in processes of its own:
 
-- photographs: 500 JPEGs of about 500 x 375 and 110 KB, cropped from the photographs that
-  scikit-image and scikit-learn ship, to two 224 x 224 views on 2 workers. The original pipeline
-  (torchvision on PIL images, as the paper's code composes it) and ours take turns.
-- parquet: from the start of Python to the first batch of a folder of Parquet files, every image
-  decoded. Skipped without `--parquet`.
-- files: from the start of Python to the first batch of a folder of a million tiny files, and the
-  memory that took.
+- photographs: making two 224 x 224 views on 2 workers from 500 JPEGs of about 500 x 375 pixels and
+  110 KB, cropped from the photographs that scikit-image and scikit-learn ship. The original
+  pipeline (torchvision on PIL images, as the paper's code composes it) and ours take turns.
+- parquet: the time from the start of Python to the first batch of a folder of Parquet files, with
+  every image decoded. Skipped without `--parquet`.
+- files: the time from the start of Python to the first batch of a folder of a million tiny files,
+  and the memory that this takes.
 """
 
 import argparse
@@ -104,7 +104,7 @@ class Blur:
         self.p = p
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """The image, perhaps changed."""
+        """The image, blurred with probability `p`."""
         if random.random() >= self.p:
             return image
         return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
@@ -117,7 +117,7 @@ class Solarise:
         self.p = p
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """The image, perhaps changed."""
+        """The image, solarised with probability `p`."""
         return ImageOps.solarize(image) if random.random() < self.p else image
 
 
@@ -145,12 +145,12 @@ class PerImage:
         ]
 
     def __call__(self, image: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
-        """Two views."""
+        """The two views of an image."""
         return self.views[0](image), self.views[1](image)
 
 
 def original_epoch(folder: Path, batch_size: int) -> int:
-    """Images in the batches of one epoch of the original pipeline."""
+    """Run one epoch of the original pipeline; return the number of images in its batches."""
     from torchvision.datasets import ImageFolder
 
     loader = torch.utils.data.DataLoader(
@@ -170,14 +170,16 @@ def our_loader(folder: Path, batch_size: int, memory_budget: int | None) -> Load
 
 
 def our_epoch(folder: Path, batch_size: int, epoch: int, loader: Loader | None = None) -> int:
-    """Images in the batches of one epoch of ours, decoding every image again unless `loader` is
-    given that has them in memory."""
+    """Run one epoch of our pipeline; return the number of images in its batches.
+
+    Every image is decoded again, unless a `loader` is given that has them in memory.
+    """
     loader = loader or our_loader(folder, batch_size, 0)
     return sum(len(view1) for view1, _ in loader.epoch(epoch))
 
 
 def crops_epoch(folder: Path, batch_size: int, epoch: int) -> int:
-    """The workers' part of ours alone: what a device that finishes the views would be fed with."""
+    """`our_epoch` up to the workers' crops: the input of a device that finishes the views."""
     views = TwoViews(224, preset="paper")
     views.finish = lambda crops1, crops2, key, position: (crops1, crops2)  # type: ignore
     source = open_source(str(folder))
@@ -186,7 +188,7 @@ def crops_epoch(folder: Path, batch_size: int, epoch: int) -> int:
 
 
 def photographs(images: int, repeats: int, batch_size: int = 50) -> dict[str, Any]:
-    """Images a second, every way in turn."""
+    """Images per second of each pipeline; the pipelines take turns."""
     rates: dict[str, list[float]] = {
         "original": [],
         "ours": [],
@@ -207,7 +209,7 @@ def photographs(images: int, repeats: int, batch_size: int = 50) -> dict[str, An
             ):
                 start = time.perf_counter()
                 done = run()
-                if repeat:  # the first round warms the disk's cache and the imports
+                if repeat:  # the first round warms up the disk cache and the imports
                     rates[way].append(done / (time.perf_counter() - start))
     medians = {way: statistics.median(values) for way, values in rates.items()}
     return {
@@ -221,8 +223,8 @@ def photographs(images: int, repeats: int, batch_size: int = 50) -> dict[str, An
 
 
 def first_batch(source: Path) -> dict[str, Any]:
-    """Seconds from the start of Python to the first batch, and MiB at the peak."""
-    with tempfile.TemporaryDirectory() as cache:  # nothing prepared by an earlier run
+    """Seconds from the start of Python to the first batch, and peak memory in MiB."""
+    with tempfile.TemporaryDirectory() as cache:  # empty: nothing was prepared before
         env = os.environ | {"HF_DATASETS_CACHE": cache}
         start = time.time()
         told = subprocess.run(
@@ -240,7 +242,7 @@ def first_batch(source: Path) -> dict[str, Any]:
 
 
 def many_files(n: int, keep: Path | None) -> dict[str, Any]:
-    """`first_batch` of n tiny files, a thousand a folder; of those in `keep` if it exists."""
+    """`first_batch` on n tiny files, a thousand per folder; on those in `keep` if it exists."""
     if keep and keep.is_dir():
         return first_batch(keep)
     rng = np.random.default_rng(0)
@@ -286,7 +288,7 @@ def main() -> None:
     for name, value, wanted in table(results):
         print(f"{name:<44}{value:>10}{wanted:>10}")
     command = " ".join(["python", "benchmarks/loading.py", *sys.argv[1:]])
-    for path in (args.parquet, args.keep, args.out):  # a path says nothing on another machine
+    for path in (args.parquet, args.keep, args.out):  # paths mean nothing on another machine
         command = command.replace(str(path), "FOLDER")
     about = {
         "command": command,
@@ -301,14 +303,14 @@ def main() -> None:
     }
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"loading-{date.today().isoformat()}.json"
-    # The measurements may be made one at a time; each keeps how it was made.
+    # Measurements may be made one at a time, so each records how it was made.
     record = json.loads(path.read_text()) if path.exists() else {}
     record |= {name: {**result, "about": about} for name, result in results.items()}
     path.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def table(results: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Rows of name, value and what is wanted."""
+    """Rows of name, value and target."""
     rows = []
     if photos := results.get("photographs"):
         for way, rate in photos["images_per_second"].items():

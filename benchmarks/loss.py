@@ -28,7 +28,8 @@ from barlow.loss import BarlowTwinsLoss
 
 SHAPES = [(256, 8192), (128, 2048), (2048, 8192), (4096, 2048)]  # (N, D)
 LAMBD = 0.0051
-# Of the best peer's time and memory (the slower, and the fatter, are worse): what is to be kept.
+# By what factor the best peer's time and memory should at least exceed ours; the other peers are
+# slower or need more memory.
 TARGETS = {
     (256, 8192): (40, 20),
     (128, 2048): (12, 8),
@@ -50,7 +51,7 @@ def original(z1: Tensor, z2: Tensor) -> Tensor:
 
 
 def solo_learn(z1: Tensor, z2: Tensor) -> Tensor:
-    """solo-learn's: the difference to the identity, weighted through a boolean mask."""
+    """solo-learn's loss: the difference from the identity, weighted through a boolean mask."""
     n, d = z1.shape
     norm = torch.nn.BatchNorm1d(d, affine=False)
     c = torch.einsum("ni,nj->ij", norm(z1), norm(z2)) / n
@@ -61,7 +62,7 @@ def solo_learn(z1: Tensor, z2: Tensor) -> Tensor:
 
 
 def stable_pretraining(z1: Tensor, z2: Tensor) -> Tensor:
-    """stable-pretraining's: as the original, with unbiased deviations and plain arithmetic."""
+    """stable-pretraining's loss: the original, with unbiased deviations and plain arithmetic."""
     d = z1.shape[1]
     a = (z1 - z1.mean(0)) / (z1.std(0) + 1e-5)
     b = (z2 - z2.mean(0)) / (z2.std(0) + 1e-5)
@@ -71,7 +72,7 @@ def stable_pretraining(z1: Tensor, z2: Tensor) -> Tensor:
 
 
 def lightly() -> Loss:
-    from lightly.loss import BarlowTwinsLoss  # slow to import: not for the others' memory
+    from lightly.loss import BarlowTwinsLoss  # slow import; the others' memory is measured without
 
     return BarlowTwinsLoss(LAMBD)
 
@@ -99,7 +100,7 @@ def seconds(loss: Loss, z1: Tensor, z2: Tensor) -> float:
 
 
 def product_rate() -> float:
-    """Floating-point operations a second of a large matrix product, the best of three."""
+    """Floating-point operations per second of a large matrix product, the best of three."""
     x, best = torch.randn(2048, 2048), float("inf")
     for _ in range(3):
         start = clock()
@@ -109,7 +110,7 @@ def product_rate() -> float:
 
 
 def operations(n: int, d: int) -> float:
-    """Of the products of the cheaper form; the two Gram matrices are symmetric."""
+    """Operations of the products in the cheaper form; its two Gram matrices are symmetric."""
     gram = 10 / 16 if n >= 256 else 1
     return 2 * min((2 * gram + 2) * n * n * d, 3 * n * d * d)
 
@@ -118,10 +119,10 @@ def times(n: int, d: int, repeats: int) -> tuple[dict[str, list[float]], float]:
     z1, z2 = embeddings(n, d)
     losses, rate = {name: create() for name, create in LOSSES.items()}, 0.0
     found: dict[str, list[float]] = {name: [] for name in losses}
-    for repeat in range(repeats + 1):  # the first warms up
+    for repeat in range(repeats + 1):  # the first one warms up
         rate = max(rate, product_rate())
         for name, loss in losses.items():
-            # A few at a time, as in a training: a fast loss is not timed on a cold cache.
+            # A fast loss runs a few times in a row, as in training, so that its cache is not cold.
             for _ in range(5 if name == "barlow" and n * d < 2**22 else 1):
                 took = seconds(loss, z1, z2)
                 if repeat:
@@ -145,7 +146,7 @@ def resident(field: str) -> int:
 
 def print_memory_of(name: str, n: int, d: int) -> None:
     loss = LOSSES[name]()
-    # A first, tiny run so that libraries and threads have what they keep.
+    # Tiny runs first, so that libraries and threads have allocated what they keep.
     seconds(loss, *embeddings(48, 64))
     seconds(loss, *embeddings(64, 48))
     z1, z2 = embeddings(n, d)

@@ -3,20 +3,22 @@
     python benchmarks/peers.py CIFAR10 --peer lightly [--minutes 10] [--seeds 0]
     python benchmarks/peers.py CIFAR10 --peer seed [--minutes 10] [--seeds 0]
 
-Each trains from random weights on whole batches of its own views, which two worker processes draw
-from PIL images; its learning rate follows its own schedule, shortened to the time:
+Each trains from random weights on whole batches of its own views, which two worker processes make
+from PIL images. Its learning rate follows its own schedule, shortened to the time:
 
-lightly: its CIFAR-10 benchmark of Barlow Twins. Its ResNet-18 without a ReLU behind the stem,
-    projector 2048 twice, SGD at 0.06 a 128 images, decay 5e-4, cosine, batch 128.
-seed: the project this one began as. timm's ResNet-50 at 224 pixels, projector 8192 three times,
-    the correlation divided by 228 where 124 images are a batch, LARS at 0.2 a 256 images for every
-    parameter (its loop gives biases and norms the rate of weights), warm-up and then that rate;
-    batch 32, which 16 GB hold. It begins with supervised weights, which are not at hand here.
-    Its probe passes 60,000 images of 224 pixels through ResNet-50: about an hour.
+lightly: its Barlow Twins benchmark on CIFAR-10. Its own ResNet-18, without a ReLU after the stem;
+    projector 2048 twice; SGD with learning rate 0.06 per 128 images, weight decay 5e-4 and a cosine
+    schedule; batch size 128.
+seed: the project from which this one began. timm's ResNet-50 at 224 pixels; projector 8192 three
+    times; the correlation divided by 228 where a batch has 124 images; LARS with learning rate 0.2
+    per 256 images for every parameter (its loop gives biases and norms the rate of weights), with a
+    warm-up and then a constant rate; batch size 32, which fits into 16 GB. That project starts from
+    supervised weights, which are not available here. Its probe passes 60,000 images of 224 pixels
+    through ResNet-50, which takes about an hour.
 
 CIFAR10 is `cifar10` or its images as another source; without it, or without lightly (pip install -e
 '.[bench]'), the benchmark is skipped with a message. A trained encoder is kept in --out, and the
-same command goes on with its probes.
+same command then continues with its probes.
 """
 
 import argparse
@@ -37,12 +39,12 @@ from barlow.model import create_projector
 from barlow.optim import LARS, parameter_groups, warmup_cosine
 from recipe import probed, show, write_result
 
-os.environ.setdefault("LIGHTLY_DID_VERSION_CHECK", "True")  # it asks the network on import
+os.environ.setdefault("LIGHTLY_DID_VERSION_CHECK", "True")  # it uses the network on import
 
 
 @dataclass
 class Peer:
-    """How a peer trains; `factor` is that on the rate after a share of the time."""
+    """How a peer trains; `factor` scales the learning rate after a given share of the time."""
 
     encoder: nn.Module
     projector: nn.Module
@@ -54,7 +56,7 @@ class Peer:
 
 
 class Cut(nn.Module):
-    """lightly's ResNet-18 as its benchmark cuts it: of its children, all but the classifier."""
+    """lightly's ResNet-18 as its benchmark cuts it: all of its children except the classifier."""
 
     def __init__(self) -> None:
         from lightly.models import ResNetGenerator
@@ -78,7 +80,7 @@ def lightly(batch_size: int) -> Peer:
     parameters = [*encoder.parameters(), *head.parameters()]
     rate = 0.06 * batch_size / 128
     optimizer = torch.optim.SGD(parameters, rate, momentum=0.9, weight_decay=5e-4)
-    # Those of its published figure; its script has had BYOL's since.
+    # The views behind its published figure; its script has used BYOL's since.
     views = transforms.SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0)
 
     def factor(done: float) -> float:
@@ -89,7 +91,7 @@ def lightly(batch_size: int) -> Peer:
 
 
 def seed_loss(z1: Tensor, z2: Tensor) -> Tensor:
-    """Algorithm 1, but for a divisor that is 228 where there are 124 images."""
+    """Algorithm 1, except that the divisor is 228 where a batch has 124 images."""
     divisor = len(z1) * 228 / 124
     z1, z2 = (nn.functional.batch_norm(z, None, None, training=True) for z in (z1, z2))
     c = z1.T @ z2 / divisor
@@ -139,7 +141,7 @@ class Pictures(Dataset):
 
 
 def train(peer: Peer, data: str, minutes: float, batch_size: int) -> dict[str, float]:
-    """A training for so long by the clock; workers, decoding and views included."""
+    """Train for `minutes` of wall-clock time, including workers, decoding and views."""
     pictures = Pictures(data, peer.views)
     rates = [group["lr"] for group in peer.optimizer.param_groups]
     loss = torch.zeros(())
@@ -164,7 +166,7 @@ def train(peer: Peer, data: str, minutes: float, batch_size: int) -> dict[str, f
 
 
 def row(name: str, data: str, minutes: float, seed: int, out: Path) -> dict[str, float]:
-    """A peer's training and our probes of its encoder."""
+    """Train a peer, unless its encoder is kept already, and probe its encoder."""
     make, batch_size = PEERS[name]
     kept = out / f"{name}-{minutes:g}min-seed{seed}.pt"
     torch.manual_seed(seed)

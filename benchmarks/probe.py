@@ -2,8 +2,8 @@
 
     python benchmarks/probe.py CIFAR10_FOLDER ENCODER... [--epochs 100] [--scikit-learn]
 
-ENCODER is a run, or the name of a timm architecture, which is then not trained. Features are
-computed once and kept; everything else works on them. Prints a table an encoder and writes
+ENCODER is a run or the name of a timm architecture, which is then left untrained. Features are
+computed once and cached; everything else works on them. Prints a table per encoder and writes
 `benchmarks/results/probe-DATE.json`.
 """
 
@@ -36,12 +36,12 @@ Split = tuple[Tensor, Tensor]
 
 
 def features(data: str, name: str) -> tuple[Split, Split, float]:
-    """Training and test features with labels, and the seconds they took (0 if they were kept)."""
+    """Training and test features with labels, and the seconds they took (0 if they were cached)."""
     if Path(name).exists():
         encoder = barlow.load_encoder(name)
     else:
         torch.manual_seed(0)
-        # Its standard stem is a poor encoder of 32 pixels, but twenty times as fast to run.
+        # The standard stem makes a poor encoder of 32-pixel images, but runs twenty times as fast.
         encoder = barlow.create_encoder(name, image_size=32, stem="standard").eval()
         encoder.preprocess = Preprocess(32)
     task = open_task(data)
@@ -57,7 +57,7 @@ def features(data: str, name: str) -> tuple[Split, Split, float]:
 
 
 def timed(action: Callable[[], Any], repeats: int = 1) -> tuple[Any, float]:
-    """What the action gives, and the seconds of its fastest run."""
+    """The result of the action, and the seconds of its fastest run."""
     fastest, value = float("inf"), None
     for _ in range(repeats):
         start = time.perf_counter()
@@ -71,7 +71,7 @@ def accuracy(scores: Tensor, y: Tensor) -> float:
 
 
 def scikit_learn(train: Split, penalty: float) -> LinearClassifier:
-    """The same objective, at the penalty we chose: no search."""
+    """scikit-learn's minimum of the same objective, at the penalty that we chose: no search."""
     from sklearn.linear_model import LogisticRegression
 
     standardise = standardisation(train[0])
@@ -83,7 +83,7 @@ def scikit_learn(train: Split, penalty: float) -> LinearClassifier:
 
 
 def with_data_loader(train: Split, test: Split, rate: float, epochs: int) -> Tensor:
-    """The probe as it is usually written: nn.Linear, SGD, a DataLoader over kept features."""
+    """The probe as it is usually written: nn.Linear, SGD, a DataLoader over cached features."""
     standardise = standardisation(train[0])
     data = torch.utils.data.TensorDataset(standardise(train[0]), train[1])
     loader = torch.utils.data.DataLoader(data, 256, shuffle=True, drop_last=True)
@@ -105,13 +105,13 @@ def lightly_votes(train: Split, test: Split) -> Tensor:
 
     bank = F.normalize(train[0]).T.contiguous()
     classes = int(train[1].max()) + 1
-    batches = F.normalize(test[0]).split(256)  # its own classifier takes the loader's batches
+    batches = F.normalize(test[0]).split(256)  # lightly's own classifier takes the loader's batches
     ranked = [knn_predict(q, bank, train[1], classes, 200, 0.1) for q in batches]
     return F.one_hot(torch.cat(ranked)[:, 0], classes).float()
 
 
 def _status(field: str) -> float:
-    """A figure of /proc/self/status in MiB; not a number elsewhere than on Linux."""
+    """A field of /proc/self/status in MiB; NaN on systems other than Linux."""
     file = Path("/proc/self/status")
     lines = file.read_text().splitlines() if file.exists() else []
     found = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
@@ -148,7 +148,7 @@ def memory_of_knn(train: Split, test: Split) -> float:
 
 
 def measure(data: str, encoder: str, epochs: int, with_scikit_learn: bool) -> dict[str, Any]:
-    """All probes on the features of one encoder, printed as a table."""
+    """Run all probes on the features of one encoder and print a table."""
     load = os.getloadavg()[0]
     train, test, seconds_features = features(data, encoder)
     classes = int(train[1].max()) + 1
@@ -164,7 +164,7 @@ def measure(data: str, encoder: str, epochs: int, with_scikit_learn: bool) -> di
     note("linear: logistic regression", seconds, classifier(test[0]), f"penalty {penalty:g} chosen")
     (fixed, _), seconds = timed(lambda: logistic_probe(*train, classes, penalty), 3)
     note("  at that penalty", seconds, fixed(test[0]))
-    if with_scikit_learn:  # minutes
+    if with_scikit_learn:  # takes minutes
         theirs, seconds = timed(lambda: scikit_learn(train, penalty))
         note("  scikit-learn at that penalty", seconds, theirs(test[0]))
     (by_sgd, rate), seconds = timed(lambda: sgd_probe(*train, classes, epochs))

@@ -3,9 +3,9 @@
     python benchmarks/recipe.py CIFAR10 [--recipe NAME] [--seeds 0 1 2] [--untrained]
 
 Every encoder gets the same probes: a linear classifier on the frozen representation, trained on
-the 50,000 training labels, and k-NN (k = 20); the 10,000 test images are read once, for the table.
+the 50,000 training labels, and k-NN (k = 20). The 10,000 test images are used once, for the table.
 CIFAR10 is `cifar10` or any other source; without it the benchmark is skipped with a message.
-Trainings are kept in --out: one that was interrupted goes on with the same command.
+Trainings are kept in --out; the same command resumes one that was interrupted.
 """
 
 import argparse
@@ -29,7 +29,7 @@ PROBES = {"linear": "{} pretraining", "knn": "{} pretraining, k = 20, t = 0.07"}
 
 
 def probed(encoder: str | nn.Module, data: str, pretrained: str = "with") -> dict[str, float]:
-    """Top-1 of the test images, by probe; "without" pretraining: of the same network untrained."""
+    """Top-1 on the test images by probe; of the untrained network if `pretrained` is "without"."""
     found = {}
     for protocol, name in PROBES.items():
         baseline = "random" if pretrained == "without" else None
@@ -39,7 +39,7 @@ def probed(encoder: str | nn.Module, data: str, pretrained: str = "with") -> dic
 
 
 def ours(data: str, recipe: str, seed: int, out: Path) -> dict[str, float]:
-    """A training by the command line, and its probes."""
+    """Train through the command line, then probe the encoder."""
     run = Run(out / f"{recipe}-seed{seed}")
     command = [sys.executable, "-m", "barlow", "pretrain", data, "--recipe", recipe]
     if subprocess.run([*command, "--seed", str(seed), "--out", str(run.path)]).returncode:
@@ -50,7 +50,7 @@ def ours(data: str, recipe: str, seed: int, out: Path) -> dict[str, float]:
 
 
 def show(name: str, rows: Sequence[dict[str, float]]) -> None:
-    """Print the rows; those that took no seconds are untrained."""
+    """Print the rows; those with zero seconds are of untrained networks."""
     print(f"\n{name:<22}{'seconds':>9}{'epochs':>8}{'linear':>9}{'k-NN':>9}")
     for row in rows:
         label = f"seed {row['seed']}" if row["seconds"] else "untrained"
@@ -66,7 +66,7 @@ def show(name: str, rows: Sequence[dict[str, float]]) -> None:
 def write_result(
     name: str, command: str, seeds: Sequence[int], rows: Sequence[dict[str, float]], **more: object
 ) -> None:
-    """Keep the rows, with the command and the machine's rate of matrix products now."""
+    """Write the rows, with the command and the machine's current rate of matrix products."""
     result = {
         "date": date.today().isoformat(),
         "command": f"python benchmarks/{command} --seeds {' '.join(map(str, seeds))}",

@@ -3,9 +3,9 @@
     python benchmarks/scaling.py CIFAR10_FOLDER      # two processes beside one; writes results/
     python benchmarks/scaling.py --calculate         # the table of docs/scaling.md
 
-Measured: whole trainings by the command line, one process with all threads and two with half of
-them each, in turns, images a second from their metrics. Calculated: floating-point operations and
-bytes of a step in the paper's setting, over rates that are given.
+Measured: images per second, from the metrics of whole trainings through the command line; one
+process with all threads and two with half of them each take turns. Calculated: floating-point
+operations and bytes of a step in the paper's setting, divided by rates that are given.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from barlow.run import Run
 
 # ResNet-50 at 224 pixels, three layers of 8,192, batch 2,048 (Zbontar et al. 2021, section 2.2).
 BATCH, WIDTH = 2048, 8192
-ENCODER_PRODUCTS = 4.09e9  # multiply-adds an image, forward
+ENCODER_PRODUCTS = 4.09e9  # multiply-adds per image, forward
 ENCODER_PARAMETERS, ENCODER_CHANNELS, ENCODER_NORMS = 23.5e6, 26_560, 53
 PROJECTOR_PARAMETERS = 2048 * WIDTH + 2 * WIDTH**2
 
 
 def throughput(data: str, devices: int, steps: int) -> float:
-    """Images a second of a training, without its start and its first steps."""
+    """Images per second of a training, without its start-up and its first steps."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         options = {
@@ -65,7 +65,7 @@ def measure(data: str, repeats: int, steps: int, out: Path) -> None:
 
 
 def ring(size: float, devices: int) -> float:
-    """Bytes that a device sends in a ring all-reduce of so many."""
+    """Bytes that each of `devices` devices sends in a ring all-reduce of `size` bytes."""
     return 2 * size * (devices - 1) / devices
 
 
@@ -76,18 +76,18 @@ def calculate(operations_a_second: float, bytes_a_second: float, latency: float)
     )
     print("|--:|--:|--:|--:|--:|--:|--:|--:|")
     whole = BATCH * 2 * 3 * 2 * (ENCODER_PRODUCTS + PROJECTOR_PARAMETERS)
-    whole += 2 * 4 * BATCH**2 * WIDTH  # the loss, samples form, both passes
+    whole += 2 * 4 * BATCH**2 * WIDTH  # the loss in its "samples" form, forward and backward
     for devices in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024):
         compute = whole / devices / operations_a_second
         gradients = ring(4 * (ENCODER_PARAMETERS + PROJECTOR_PARAMETERS), devices)
-        # All-gather: what the others have; the statistics of both embeddings with it.
+        # All-gather of the other devices' embeddings, and of the statistics of both embeddings.
         others = (devices - 1) / devices
         embeddings = 2 * BATCH * WIDTH * 4 * others + 5 * WIDTH * 4 * (devices - 1)
-        embeddings += ring(2 * WIDTH * 4, devices)  # the slopes that normalising takes back
-        # Two views, mean and variance of each channel forward, two sums of it back.
+        embeddings += ring(2 * WIDTH * 4, devices)  # sums for backward through the normalisation
+        # For two views: mean and variance of each channel forward, two sums per channel backward.
         channels = ENCODER_CHANNELS + 2 * WIDTH
         norms = 2 * (2 * channels * 4 * (devices - 1) + ring(2 * channels * 4, devices))
-        # Gradients travel while the backward pass goes on (two thirds of the step).
+        # The gradients' all-reduce overlaps with the backward pass (two thirds of the computation).
         calls = 2 * 2 * (ENCODER_NORMS + 2) + 4 if devices > 1 else 0
         waits = (embeddings + norms) / bytes_a_second + calls * latency
         hidden = max(0.0, gradients / bytes_a_second - compute * 2 / 3)

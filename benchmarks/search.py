@@ -3,8 +3,8 @@
     python benchmarks/search.py [FOLDER] [--images 1000000] [--features 512]
 
 Writes a file of random embeddings into FOLDER (default: a temporary one), as float32 and as
-float16, and searches it for one image, the file being in the system's memory. Prints a table and
-writes `benchmarks/results/search-DATE.json`.
+float16, and searches it for one image while the file is in the operating system's page cache.
+Prints a table and writes `benchmarks/results/search-DATE.json`.
 """
 
 import argparse
@@ -33,7 +33,7 @@ TOP = 20
 
 
 def write(file: Path, images: int, features: int, dtype: str) -> None:
-    """Random vectors, the same ones every time."""
+    """Write random vectors, the same ones every time."""
     random = np.random.default_rng(0)
     size = group_size(features, dtype)
 
@@ -49,7 +49,7 @@ def write(file: Path, images: int, features: int, dtype: str) -> None:
 
 
 def timed(action: Callable[[], Any], repeats: int) -> tuple[Any, float]:
-    """What the action gives, and the seconds of its fastest run."""
+    """The result of the action, and the seconds of its fastest run."""
     fastest, value = float("inf"), None
     for _ in range(repeats):
         start = time.perf_counter()
@@ -63,7 +63,7 @@ def query(features: int) -> torch.Tensor:
 
 
 def ours(file: Path, repeats: int) -> tuple[list[int], float]:
-    """Opening the file included."""
+    """Our search, including opening the file."""
 
     def action() -> list[int]:
         table = open_table(file)
@@ -73,7 +73,7 @@ def ours(file: Path, repeats: int) -> tuple[list[int], float]:
 
 
 def with_pyarrow(file: Path, repeats: int) -> tuple[list[int], float]:
-    """The column decoded as usual, then one product; needs the memory."""
+    """Decode the column as usual, then take one product; all vectors must fit into memory."""
     import pyarrow.parquet as pq
 
     def action() -> list[int]:
@@ -89,7 +89,7 @@ def with_pyarrow(file: Path, repeats: int) -> tuple[list[int], float]:
 
 
 def with_faiss(file: Path, repeats: int) -> tuple[list[int], float, float]:
-    """FAISS's exact index, and the seconds it takes to fill."""
+    """Search with FAISS's exact index; also returns the seconds it takes to fill."""
     import faiss
 
     table = open_table(file)
@@ -104,7 +104,7 @@ def with_faiss(file: Path, repeats: int) -> tuple[list[int], float, float]:
 
 
 def _status(field: str) -> float:
-    """A figure of /proc/self/status in MiB; not a number elsewhere than on Linux."""
+    """A field of /proc/self/status in MiB; NaN on systems other than Linux."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     found = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
@@ -113,7 +113,7 @@ def _status(field: str) -> float:
 
 def _memory(file: Path, answer: Any) -> None:
     table = open_table(file)
-    query(table.features) @ query(table.features).T  # what the first product sets up
+    query(table.features) @ query(table.features).T  # sets up what a first product needs
     before = _status("VmRSS")
     reset = Path("/proc/self/clear_refs")
     if reset.exists():
@@ -123,7 +123,7 @@ def _memory(file: Path, answer: Any) -> None:
 
 
 def memory(file: Path) -> float:
-    """MiB that a search adds to its process, nothing of the file being mapped."""
+    """MiB that a search adds to its process; the file is not memory-mapped."""
     context = multiprocessing.get_context("spawn")
     answer = context.Queue()
     process = context.Process(target=_memory, args=(file, answer))
@@ -134,7 +134,7 @@ def memory(file: Path) -> float:
 
 
 def measure(file: Path, repeats: int) -> list[dict[str, Any]]:
-    """All ways to search one file."""
+    """Measure all ways to search one file."""
     expected, seconds = ours(file, repeats)
     rows = [{"name": "barlow search", "seconds": seconds, "mib": memory(file), "remark": ""}]
     if file.stat().st_size < 0.4 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):

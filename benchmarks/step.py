@@ -2,7 +2,7 @@
 
     python benchmarks/step.py CIFAR10_FOLDER [--batch-size 128] [--repeats 15] [--compile]
 
-One process, ResNet-18 with the small-image stem, projector 2048 three times. The folder holds
+One process; ResNet-18 with the small-image stem, projector 2048 three times. The folder holds
 CIFAR-10 as Parquet files; without it the benchmark is skipped with a message.
 """
 
@@ -33,7 +33,7 @@ WIDTHS = (2048, 2048, 2048)
 
 
 def matrix_rate(n: int = 2048, repeats: int = 10) -> float:
-    """Floating-point operations a second of a large float32 matrix product."""
+    """Floating-point operations per second of a large float32 matrix product."""
     a, b = torch.randn(n, n), torch.randn(n, n)
     times = []
     for _ in range(repeats):
@@ -44,7 +44,7 @@ def matrix_rate(n: int = 2048, repeats: int = 10) -> float:
 
 
 def interleaved(actions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each action, taken in turn so that a drifting machine is fair to all."""
+    """Median seconds of each action; they take turns, so that machine drift affects all alike."""
     times: dict[str, list[float]] = {name: [] for name in actions}
     for action in actions.values():
         action()
@@ -72,7 +72,7 @@ def new_model() -> tuple[barlow.BarlowTwins, LARS]:
 
 
 def compiled_step(batches) -> Callable[[], object]:
-    """Our step as `barlow pretrain --compile` takes it."""
+    """Our step as `barlow pretrain --compile` runs it."""
     model, optimizer = new_model()
     model.compile()
     means = Means()
@@ -87,7 +87,7 @@ def compiled_step(batches) -> Callable[[], object]:
 
 
 def saving(folder: Path) -> Callable[[], object]:
-    """A checkpoint of the same model and optimiser, flushed to disk."""
+    """An action that saves a checkpoint of the same model and optimiser, flushed to disk."""
     model, optimizer = new_model()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -97,7 +97,7 @@ def saving(folder: Path) -> Callable[[], object]:
 
 
 def parts_of_a_step(batches, batch_size: int) -> tuple[dict[str, Callable[[], object]], float]:
-    """Our step, and the parts of it that are not encoder and projector; and its operations."""
+    """Our step, its parts other than encoder and projector, and the step's operations."""
     model, optimizer = new_model()
     means = Means()
     z1, z2 = (torch.randn(batch_size, WIDTHS[-1]).requires_grad_() for _ in range(2))
@@ -133,7 +133,7 @@ def parts_of_a_step(batches, batch_size: int) -> tuple[dict[str, Callable[[], ob
 
 
 def peer_steps(source, batch_size: int) -> dict[str, Callable[[], object]]:
-    """One training step of each peer, image decoding aside: PIL images in, weights updated."""
+    """One training step of each peer, without decoding: from PIL images to updated weights."""
     try:
         import lightly.loss
         import lightly.models.modules.heads as heads

@@ -2,13 +2,13 @@
 
     python benchmarks/views.py [--seconds 8] [--out benchmarks/results]
 
-The same 1,024 images of 32 x 32 for everybody, the paper's second distribution for one view and
-its first for the other, blur off. torchvision's PIL pipeline is composed as the original code
-composes it, and it and lightly run on one core, as one worker of a loader does. kornia and ours
-take batches of 256 on two threads. Rounds alternate between the contestants, so that a
-neighbour on the machine disturbs all alike; the median round counts. Prints one table and
-writes it as JSON. The original resizes with a bicubic filter in whole numbers; ours, lightly and
-kornia bilinearly.
+All contestants get the same 1,024 images of 32 x 32 pixels; one view has the paper's second
+distribution, the other its first, without blur. torchvision's PIL pipeline is composed as in the
+original code; it and lightly run on one core, like one worker of a loader. kornia and ours take
+batches of 256 on two threads. Rounds alternate between the contestants, so that other load on the
+machine affects all alike; the median round counts. Prints one table and writes it as JSON. The
+original resizes with a bicubic filter in integer arithmetic; ours, lightly and kornia resize
+bilinearly.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def kornia(images: Tensor) -> Callable[[int], object]:
             K.RandomHorizontalFlip(p=0.5),
             K.ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8),
             K.RandomGrayscale(p=0.2),
-            # thresholds from 0.5 to 0.5, no change of brightness: the paper's solarisation
+            # The threshold is always 0.5 and the brightness unchanged: the paper's solarisation.
             K.RandomSolarize((0.5, 0.5), (0.0, 0.0), p=solarise),
             K.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
         )
@@ -113,7 +113,7 @@ def kornia(images: Tensor) -> Callable[[int], object]:
     return both
 
 
-# name: how it is made, threads, how many times as fast we want to be
+# Name: how it is made, its number of threads, how many times as fast as it we want to be.
 CONTESTANTS = {
     "barlow.TwoViews": (ours, 2, None),
     "torchvision PIL, original code": (torchvision_pil, 1, 20),
@@ -123,8 +123,8 @@ CONTESTANTS = {
 
 
 def contestant(name: str, pipe: Connection) -> None:
-    """Run rounds on request in a process of its own: seconds in, samples a second out."""
-    warnings.filterwarnings("ignore")  # of the libraries that are compared with
+    """Run rounds on request in a process of its own: receives seconds, sends samples per second."""
+    warnings.filterwarnings("ignore")  # from the libraries compared
     make, threads, _ = CONTESTANTS[name]
     torch.set_num_threads(threads)
     call = make(make_images())
@@ -138,9 +138,9 @@ def contestant(name: str, pipe: Connection) -> None:
 
 
 def measure(seconds: float) -> dict[str, list[float]]:
-    """Samples a second of every round, by contestant; `seconds` is the time each gets in all.
+    """Samples per second of every round, by contestant; each gets `seconds` in total.
 
-    One process each, so that each has its own number of threads from its start.
+    Each runs in a process of its own, so that it has its own number of threads from the start.
     """
     spawn = multiprocessing.get_context("spawn")
     pipes = {}
@@ -167,7 +167,7 @@ def machine() -> dict[str, object]:
     return {
         "processor": model,
         "cores": os.cpu_count(),
-        "load_average": os.getloadavg(),  # above 1 somebody else was at work
+        "load_average": os.getloadavg(),  # above 1, something else was running too
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }

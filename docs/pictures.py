@@ -30,7 +30,7 @@ def take(run: Path, out: Path) -> None:
 
 
 def _save(screenshot: bytes, path: Path) -> None:
-    """As a palette image: a third of the size, and nobody sees the difference."""
+    """Save a screenshot as a palette image: a third of the size, with no visible difference."""
     Image.open(io.BytesIO(screenshot)).convert("RGB").quantize(128).save(path, optimize=True)
 
 

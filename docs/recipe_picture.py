@@ -18,8 +18,8 @@ from barlow.settings import Settings
 
 matplotlib.use("Agg")
 
-# Operations of pretraining, 6 multiply-adds a view (forward and back), and CIFAR-10 top-1, linear
-# unless said, as the authors state it.
+# Operations of pretraining, counted as 6 per multiply-add of a view's forward pass (for forward and
+# backward), and CIFAR-10 top-1 as the authors state it, of a linear probe unless noted.
 PUBLISHED = {
     "4,000 k-means features\n(Coates et al. 2011)": (4e13, 79.6),
     "EMP-SSL, 1 epoch": (5e15, 84.2),
@@ -32,7 +32,7 @@ PUBLISHED = {
 
 
 def operations(recipe: str, epochs: float) -> float:
-    """Of a recipe's training on 50,000 images, counted."""
+    """Count the floating-point operations of a recipe's training on 50,000 images."""
     settings = Settings.of("cifar10", recipe=recipe)
     model, _ = build_model(settings)
     views = torch.randn(2, 8, 3, settings.image_size, settings.image_size)
@@ -47,7 +47,7 @@ def draw(results: list[Path], out: Path) -> None:
     for label, (x, y) in PUBLISHED.items():
         axes.plot(x, y, "o", color="0.6")
         place = {"textcoords": "offset points", "fontsize": 7}
-        if y > 92.5 or x < 1e14:  # above, beside its neighbour
+        if y > 92.5 or x < 1e14:  # the label goes above the point, clear of its neighbour
             axes.annotate(label, (x, y), (-20, 7), **place)
         else:
             axes.annotate(label, (x, y), (6, -4), va="top", **place)

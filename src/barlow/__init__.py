@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from barlow.share import load_encoder
     from barlow.views import TwoViews
 
-# Nothing is reported to anybody; whoever wants the hub to count them sets this to 0.
+# Switch off the Hugging Face hub's telemetry, unless this variable is set already (0 allows it).
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 # Each name is imported when it is first used, so that `import barlow` costs nothing.

@@ -1,4 +1,4 @@
-"""`python -m barlow` is the command `barlow`."""
+"""`python -m barlow` runs the command `barlow`."""
 
 import sys
 

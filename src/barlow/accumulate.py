@@ -17,13 +17,13 @@ def accumulate(
     no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor:
-    """Add the gradient of the loss of all micro-batches taken together, exactly.
+    """Accumulate the exact gradient of the loss of all micro-batches taken together.
 
-    First the embeddings of all micro-batches, without keeping activations; then the loss of them
-    all and its gradient at each embedding; then each micro-batch again, with the same randomness,
-    back from its gradients. Batch norm, in the encoder or the projector, sees one micro-batch at a
-    time, as it sees one device's batch without synchronisation, and updates its running
-    statistics once.
+    The first pass computes the embeddings of all micro-batches without keeping activations. The
+    loss of all embeddings then gives a gradient with respect to each of them. The second pass runs
+    each micro-batch again, with the same random numbers, and back-propagates these gradients. Batch
+    norm, in the encoder or the projector, sees one micro-batch at a time, as it sees one device's
+    batch without synchronisation, and updates its running statistics once.
 
     Args:
         model: has `embed(view)`, `(n, C, H, W) -> (n, D)`, and `criterion(z1, z2) -> ()`.
@@ -32,10 +32,11 @@ def accumulate(
             `(grad1 * z1).sum() + (grad2 * z2).sum()`.
         micro_batches: pairs of views, each `(n, C, H, W)`; read twice, once in each pass.
         backward: back-propagates a loss. Default `Tensor.backward`; Fabric's scales it.
-        no_sync: within it, the wrapper leaves gradients on their rank; the last micro-batch
-            brings all of them together. Default does nothing: one process.
-        autocast: the precision that `wrapped` enters by itself, as Fabric's does; the first pass
-            calls `model`. Default does nothing: right without any, and inside the caller's.
+        no_sync: within it, the wrapper does not all-reduce gradients. Every micro-batch but the
+            last runs within it. Default does nothing, which is right for one process.
+        autocast: the precision that `wrapped` enters by itself, as Fabric's wrapper does; the first
+            pass enters it here because it calls `model`. Default does nothing, which is right
+            without mixed precision and inside the caller's own autocast.
 
     Returns:
         The loss, `()`, detached; its terms are in `model.criterion.terms`.
@@ -56,9 +57,10 @@ def accumulate(
     with torch.no_grad(), autocast(), _running_statistics_kept(model):
         for view1, view2 in micro_batches:
             states.append(_random_state(view1.device))
-            # The order of the second pass, so that each view meets the same random numbers.
+            # Same order as in the second pass, so that each view meets the same random numbers.
             embeddings.append((model.embed(view1), model.embed(view2)))  # type: ignore[operator]
-    # In the caller's autocast, torch 2.9 would reuse the weights it cast here, without gradient.
+    # Inside the caller's autocast, torch 2.9 would reuse the weights that were cast here under
+    # no_grad, and they would get no gradient in the second pass.
     torch.clear_autocast_cache()
 
     loss, gradients = _embedding_gradients(model.criterion, embeddings)  # type: ignore[arg-type]
@@ -89,10 +91,10 @@ def split_micro_batches(view1: Tensor, view2: Tensor, count: int) -> list[tuple[
 def _embedding_gradients(
     criterion: Callable[[Tensor, Tensor], Tensor], embeddings: list[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """The loss of all embeddings together, and its gradient at each."""
+    """The loss of all embeddings together, and its gradient with respect to each."""
     z1, z2 = (torch.cat(z) for z in zip(*embeddings, strict=True))  # (N, D)
     if z1.dtype != torch.float64:
-        # Gradients are small numbers: float16 would lose some of them.
+        # Gradients are small numbers, some of which would underflow in float16.
         z1, z2 = z1.float(), z2.float()
     loss = criterion(z1.requires_grad_(), z2.requires_grad_())
     grad1, grad2 = torch.autograd.grad(loss, (z1, z2))
@@ -103,7 +105,7 @@ def _embedding_gradients(
 
 @contextmanager
 def _running_statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Within it, batch norm in training uses its batch's statistics and remembers none."""
+    """Within it, batch norm in training mode works as usual but updates no running statistics."""
     norms = [m for m in model.modules() if getattr(m, "track_running_stats", False) and m.training]
     for norm in norms:
         norm.track_running_stats = False  # type: ignore[assignment]

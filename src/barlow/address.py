@@ -1,10 +1,10 @@
 """Random numbers by address: a pure function of where a sample stands, never of what ran before.
 
-A stateful generator makes a sample's augmentation depend on every draw before it, so that a
-resumed run, another worker count or another rank count is another training. Here a number is
+A stateful generator makes a sample's augmentation depend on every draw before it, so that resuming
+a run or changing the number of workers or ranks would change the training. Here a number is
 the hash of (key, position, column): a counter-based generator in the manner of splitmix64
 (Steele, Lea and Flood 2014), computed in wrapping int64 arithmetic so that every device agrees
-to the bit.
+bit for bit.
 """
 
 from typing import Any
@@ -15,37 +15,38 @@ from torch import Tensor
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: consecutive counters land far apart
-_ROW = 0xD1342543DE82EF95  # a second odd multiplier, so rows and columns are different lattices
+_ROW = 0xD1342543DE82EF95  # a second odd multiplier: rows and columns lie on different lattices
 _MIX1 = 0xBF58476D1CE4E5B9
 _MIX2 = 0x94D049BB133111EB
 
 # Streams: the second part of a key, `key(seed, STREAM, ...)`, for draws outside the training loop.
-# Another number gives other random numbers, and with them other results.
-SUBSET = 101  # an evaluation's training images of each class, where it uses a part of them
-HELD_OUT = 102  # the images of each class that a choice is made by
+# Changing a number changes the random numbers drawn with it, and so the results.
+SUBSET = 101  # the training images of each class that an evaluation uses, if not all of them
+HELD_OUT = 102  # the images of each class that are held out, to choose by or to test on
 SGD_ORDER = 103  # order of the features in an epoch of SGD
-SGD_SWEEP_ORDER = 104  # the same while several rates are tried
+SGD_SWEEP_ORDER = 104  # the same while several learning rates are compared
 FINETUNE_ORDER = 105  # order of the images in an epoch of fine-tuning
 FINETUNE_VIEWS = 106  # their crops and flips
-FINETUNE_LAYERS = 107  # dropout and the like
+FINETUNE_LAYERS = 107  # dropout and other randomness inside the encoder
 AUGMENTED_ORDER = 108  # order of the images in an epoch of SGD on augmented images
 AUGMENTED_VIEWS = 109  # their crops and flips
-TEST_SPLIT = 110  # the test images, where a source of tags or numbers has no test split
+TEST_SPLIT = 110  # the test images, if a source of tags or numbers has no test split
 HEALTH_VIEWS = 105  # views of an image that should be encoded alike
 MATRIX_VIEWS = 106  # views for the cross-correlation matrix of a run
-SPREAD = 107  # rows spread over a source; by itself a key
+SPREAD = 107  # rows spread over a source; used as a key by itself, without a seed
 REPORT_VIEWS = 108  # views shown on a run's page
-# Some keys coincide: of HEALTH_VIEWS with FINETUNE_ORDER, and of REPORT_VIEWS with AUGMENTED_ORDER.
-# The keys of MATRIX_VIEWS and FINETUNE_VIEWS have different lengths, so they differ; so do those of
-# SPREAD and FINETUNE_LAYERS. The training loop has no streams: (seed, epoch) orders an epoch,
-# (seed, epoch, 1) draws its views and (seed, step, rank) seeds dropout. So an epoch's views share a
-# key with the dropout of rank 1 at the step of the same number, and epochs and steps 101 to 110
-# share keys with streams. It does no harm: the same numbers then serve different purposes, such as
-# the order of images and their crops, or a training and an evaluation after it.
+# Some keys coincide: those of HEALTH_VIEWS and FINETUNE_ORDER, and of REPORT_VIEWS and
+# AUGMENTED_ORDER. The keys of MATRIX_VIEWS and FINETUNE_VIEWS have different lengths, so they
+# differ; so do those of SPREAD and FINETUNE_LAYERS. The training loop has no streams: (seed, epoch)
+# orders an epoch, (seed, epoch, 1) draws its views and (seed, step, rank) seeds dropout. So an
+# epoch's views share a key with the dropout of rank 1 at the step of the same number, and epochs
+# and steps 101 to 110 share keys with streams. This does no harm, because the same numbers then
+# serve different purposes, such as the order of images and their crops, or a training and an
+# evaluation after it.
 
 
 def _signed(value: int) -> int:
-    """The int64 with the same 64 bits, which is what torch's scalars accept."""
+    """The int64 with the same 64 bits, because torch accepts no larger scalars."""
     value &= _MASK
     return value - (1 << 64) if value >> 63 else value
 
@@ -57,7 +58,7 @@ def _mix_int(value: int) -> int:
 
 
 def _mix(value: Tensor) -> Tensor:
-    """Mix int64s in place; `>>` on int64 copies the sign, the mask makes it a logical shift."""
+    """Mix int64s in place; `>>` on int64 copies the sign bit, so a mask makes the shift logical."""
     value ^= (value >> 30) & ((1 << 34) - 1)
     value *= _signed(_MIX1)
     value ^= (value >> 27) & ((1 << 37) - 1)
@@ -124,7 +125,7 @@ def uniform(key: int, position: Tensor, columns: int) -> Tensor:
         >>> torch.equal(alone, uniform(7, torch.tensor([1, 2, 3]), 4)[2:])
         True
     """
-    high = (bits(key, position, columns) >> 40) & ((1 << 24) - 1)  # what a float32 holds exactly
+    high = (bits(key, position, columns) >> 40) & ((1 << 24) - 1)  # all a float32 holds exactly
     return high.to(torch.float32) * 2.0**-24
 
 
@@ -150,8 +151,8 @@ def block_permutation(starts: np.ndarray[Any, Any], n: int, together: int, key: 
 
     Args:
         starts: where each block begins, and where the last one ends.
-        n: how many samples, from the first, are wanted.
-        together: the samples of so many blocks are shuffled among each other.
+        n: how many samples to order, counted from the first.
+        together: number of blocks whose samples are shuffled among each other.
         key: from `key`, usually of (seed, epoch).
 
     Returns:

@@ -1,4 +1,4 @@
-"""Settings become the parts of a training: model, optimiser, views, loaders."""
+"""Builds the parts of a training from its settings: model, optimiser, views, loaders."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 
 class TrainingParts(NamedTuple):
-    """What a training is made of, as settings say.
+    """The parts of a training, as its settings define them.
 
     Attributes:
         model: encoder, projector and loss.
-        preprocess: what an image goes through before the encoder, after the training.
+        preprocess: what an image goes through before it reaches the trained encoder.
         optimizer: of the model's parameters.
         loader: this rank's views of the training images.
-        validation: its views of held-out images, if there are any.
+        validation: this rank's views of held-out images, if there are any.
     """
 
     model: BarlowTwins
@@ -53,7 +53,7 @@ class TrainingParts(NamedTuple):
 
 
 def assemble(fabric: "Fabric", settings: Settings) -> TrainingParts:
-    """The parts of a training on this rank, its model with the settings' random weights."""
+    """Build the parts of a training on this rank; the settings' seed initialises the model."""
     torch.manual_seed(settings.seed)
     model, preprocess = build_model(settings)
     optimizer = build_optimizer(model, settings)
@@ -64,9 +64,9 @@ def assemble(fabric: "Fabric", settings: Settings) -> TrainingParts:
 
 
 def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
-    """Encoder, projector and loss, and what an image goes through before the encoder.
+    """Build encoder, projector and loss, and what an image goes through before the encoder.
 
-    `encoder.origin` has a line on each part that does not start at random.
+    `encoder.origin` has a line on each part that does not start from random weights.
     """
     start, colours = _starting_encoder(settings)
     encoder = start.encoder
@@ -88,9 +88,9 @@ def build_model(settings: Settings) -> tuple[BarlowTwins, Preprocess]:
 
 
 def _starting_encoder(settings: Settings) -> tuple[LoadedEncoder, dict[str, Any]]:
-    """The encoder that training starts from, and the `mean` and `std` its weights are used to.
+    """The encoder that training starts from, and the `mean` and `std` that it was trained with.
 
-    Without trained weights the latter is empty: `Preprocess` then takes its own.
+    Without trained weights the dictionary is empty: `Preprocess` then takes its own defaults.
     """
     if settings.init:
         start = load_with_projector(settings.init)
@@ -119,8 +119,9 @@ def _starting_encoder(settings: Settings) -> tuple[LoadedEncoder, dict[str, Any]
 
 
 def build_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
-    """The optimiser; each group's `base_lr` is what the schedule multiplies."""
-    # Linear scaling (paper, section 2.2); the steps of Adam and Muon do not grow with the gradient.
+    """Build the optimiser; the schedule multiplies each group's `base_lr` by its factor."""
+    # Linear scaling (paper, section 2.2), but not for Adam and Muon, whose steps do not grow with
+    # the gradient.
     scale = 1.0 if settings.optimizer in ("adamw", "muon") else settings.batch_size / 256
     lr, lr_bias_norm = settings.rates
     groups = parameter_groups(
@@ -148,7 +149,7 @@ def build_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
 
 
 def build_views(settings: Settings, preprocess: Preprocess) -> TwoViews:
-    """The two view distributions, normalised as the encoder will see images later."""
+    """The two view distributions, normalised like the images that the encoder will see later."""
     return TwoViews(
         settings.image_size,
         preset=settings.view_preset,
@@ -161,7 +162,7 @@ def build_views(settings: Settings, preprocess: Preprocess) -> TwoViews:
 
 
 def training_images(settings: Settings) -> Source:
-    """The images that are trained on."""
+    """The images to train on."""
     return open_source(
         settings.source,
         "train",
@@ -172,7 +173,7 @@ def training_images(settings: Settings) -> Source:
 
 
 def validation_images(settings: Settings) -> Source | None:
-    """The images that the validation loss is taken over, if there are any."""
+    """The images that the validation loss is computed on, if there are any."""
     if settings.validation:
         images = open_source(settings.validation, "test", in_chans=settings.channels)
     elif found := open_held_out(settings.source, in_chans=settings.channels):
@@ -190,7 +191,7 @@ def training_loader(fabric: "Fabric", settings: Settings, views: TwoViews) -> Lo
 
 
 def validation_loader(fabric: "Fabric", settings: Settings, views: TwoViews) -> Loader | None:
-    """This rank's part of the images that the validation loss is taken over, if there are any."""
+    """This rank's part of the images that the validation loss is computed on, if there are any."""
     images = validation_images(settings)
     if images is None:
         return None
@@ -202,10 +203,10 @@ def validation_loader(fabric: "Fabric", settings: Settings, views: TwoViews) -> 
 
 
 def draw_source_views(settings: Settings, out: Path, count: int = 8) -> Path:
-    """A picture of some of a source's images and their two views.
+    """Draw a picture of some of a source's images and their two views.
 
     Args:
-        settings: of which the source, the sizes, the views and the seed matter.
+        settings: only those of the source, the sizes, the views and the seed are used.
         out: PNG file to write.
         count: images to show, spread over the source.
 
@@ -229,7 +230,7 @@ def draw_source_views(settings: Settings, out: Path, count: int = 8) -> Path:
 
 @torch.no_grad()
 def _check_image_sizes(encoder: nn.Module, settings: Settings) -> None:
-    """Refuse an encoder that cannot take images of these sizes."""
+    """Raise UserError if the encoder cannot process images of the sizes in the settings."""
     encoder.eval()
     try:
         for size in (settings.image_size, settings.eval_size or settings.image_size):

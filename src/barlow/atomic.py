@@ -65,6 +65,6 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) 
         table.writerow(header)
         table.writerows(rows)
         text.flush()
-        text.detach()  # the file is not ours to close
+        text.detach()  # or closing `text` would close the file, which is still in use
 
     write_atomically(path, write)

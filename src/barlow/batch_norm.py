@@ -1,4 +1,4 @@
-"""Batch norm on CPU, over all processes, whose sums are good in float32."""
+"""Batch norm on CPU, synchronised over processes, with accurate sums in float32."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,23 +9,25 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# torch's kernels add row after row in float32: over a batch of maps they lose two digits, over a
-# block of so many rows almost none, and a block stays in the cache. Blocks of so few images are
-# the same on any number of ranks with a multiple of them, and so is their sum, to the last bit.
+# torch's kernels add row after row in float32. Over a whole batch of feature maps this loses two
+# digits, over a block of at most this many rows almost none; a block also stays in the cache. If
+# each rank holds a multiple of a block's images, the blocks are the same on any number of ranks,
+# and so is their sum, to the last bit.
 _ROWS, _IMAGES = 4096, 64
 
 
 @contextmanager
 def exact_batch_norm(on: bool, *, over_ranks: bool) -> Iterator[None]:
-    """Within it, batch norm in training has exact statistics, of one process or of all.
+    """Within it, batch norm in training mode uses exact statistics, of one process or of all.
 
-    For CPU tensors: `nn.SyncBatchNorm` refuses them, and torch's own sums are so inexact there
-    that a gradient may be wrong by a hundredth. It stands in for the function that every
-    batch-norm module calls, so that modules, their classes and their state stay as they are.
+    It is for CPU tensors: `nn.SyncBatchNorm` refuses them, and torch's own sums are so inexact
+    there that a gradient may be wrong by a hundredth. It replaces the function that every
+    batch-norm module calls, so the modules, their classes and their state stay as they are.
 
     Args:
         on: if false, nothing changes.
-        over_ranks: take the statistics over the batches of all ranks, which are equally large.
+        over_ranks: compute the statistics over the batches of all ranks, which must be equally
+            large.
 
     Example:
         >>> with exact_batch_norm(True, over_ranks=False):
@@ -103,7 +105,7 @@ def _statistics(x: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
 
 
 def _joined(means: Tensor, variances: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Of parts, the statistics of the whole: the variance within and that between them."""
+    """Combine the statistics of parts: the variance within the parts plus that between them."""
     mean = (share * means).sum(0)
     return mean, (share * (variances + (means - mean).square())).sum(0)
 
@@ -156,5 +158,5 @@ def _row(values: Tensor, x: Tensor) -> Tensor:
     """The channels' values, shaped to broadcast over `x`: (C,), (C, 1), or (C, 1, W)."""
     if x.ndim < 4:
         return values.view([-1] + [1] * (x.ndim - 2))
-    # A whole row of pixels, laid out as channels-last maps are: kernels loop over W * C at once.
+    # Repeated over a row of pixels, laid out as channels-last: kernels loop over W * C at once.
     return values.repeat(x.shape[-1]).view(1, x.shape[-1], -1).permute(2, 0, 1)

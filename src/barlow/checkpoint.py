@@ -15,7 +15,7 @@ from barlow.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 
-# What reading bytes that are no checkpoint ends in, besides an UnpicklingError.
+# What reading a file that is not a checkpoint may raise, besides an UnpicklingError.
 _UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, AttributeError, TypeError, ValueError)
 
 
@@ -29,16 +29,16 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     try:
         write_atomically(path, lambda file: torch.save(state, file))
     except RuntimeError as error:
-        # torch.save cannot close its archive on a full disk, and hides why.
+        # On a full disk, torch.save also fails to close its archive, which hides the first error.
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
 
 
 def save_last(path: Path, state: dict[str, Any]) -> None:
-    """`save_checkpoint`, and what was at `path` stays beside it until the next time.
+    """Save a checkpoint at `path`, and keep the one that was there beside it until the next time.
 
-    A file that the disk damages costs one checkpoint, not the run.
+    If the disk damages a file, this loses one checkpoint, not the run.
     """
     new = _new(path)
     save_checkpoint(new, state)
@@ -51,7 +51,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint without executing anything in it.
 
     Raises:
-        UserError: if the file is damaged, holds more than tensors and plain values, or is none.
+        UserError: if the file is damaged, is not a checkpoint, or holds more than tensors and plain
+            values.
     """
     try:
         if zipfile.is_zipfile(path):
@@ -77,12 +78,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_last(path: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint at `path` or beside it; None if none was ever written.
+    """The newest intact checkpoint at `path` or beside it; None if none was ever written.
 
     Raises:
-        UserError: if there are files but none is whole.
+        UserError: if there are files but none is intact.
     """
-    # The new one is there if a kill came before it took its place.
+    # The new file is still there if the process was killed before moving it to `path`.
     places = (_new(path), path, previous(path))
     candidates = [place for place in places if place.exists()]
     for candidate in candidates:

@@ -1,4 +1,4 @@
-"""Command lines: the one that makes a run with certain settings, the one that evaluates a run."""
+"""The command line that makes a run with given settings, and the one that evaluates a run."""
 
 import shlex
 from collections.abc import Callable, Iterable
@@ -18,13 +18,13 @@ def command(
     exclude: Iterable[str] = (),
     format_path: Callable[[str], str] = str,
 ) -> str:
-    """The command that makes a run with these settings, whatever a recipe's values are by then.
+    """The command that makes a run with these settings, even if recipes have changed since.
 
     Args:
         settings: those that differ from their defaults are written.
         out: folder of the run.
         exclude: names of settings to leave out.
-        format_path: writes a value that is a text, which may be a path.
+        format_path: formats a value given as text, which may be a path.
 
     Returns:
         A line for a shell.
@@ -54,12 +54,12 @@ def command(
 
 
 def evaluate_command(encoder: str, train: str, labels: "Tensor | None") -> str:
-    """The command that evaluates an encoder beside random weights, by its labels if there are any.
+    """The command that evaluates an encoder beside random weights, with labels if there are any.
 
     Args:
         encoder: a run.
         train: source of the training images.
-        labels: theirs, if known; without two classes or more, the protocol is `health`.
+        labels: of those images, if known; with fewer than two classes, the protocol is `health`.
 
     Returns:
         A line for a shell.

@@ -15,7 +15,7 @@ from barlow.loss import cross_correlation
 from barlow.model import BarlowTwins
 from barlow.settings import Settings
 
-_FEATURES = 1024  # of the embedding, evenly spaced: their order means nothing
+_FEATURES = 1024  # of the embedding, at most; evenly spaced, because their order means nothing
 _DRAWN = 256  # rows and columns of a picture, at most
 _BLUE, _RED = (36, 99, 190), (204, 62, 46)
 
@@ -26,14 +26,14 @@ def initial_and_current(
     """The matrix before the first step and at a checkpoint, on the same views of the same images.
 
     Args:
-        settings: of the run; the model before the first step is made again from them.
-        state: a checkpoint's.
-        images: as many as a training step has or fewer; read and cropped one after another, as the
-            training does.
+        settings: of the run; the model before the first step is built again from them.
+        state: the content of a checkpoint.
+        images: at most as many as a training step has; read and cropped one after another, as in
+            training.
 
     Returns:
         Two matrices `(d, d)`, of at most 1,024 evenly spaced features of the embedding, as a
-        training step sees them: batch normalisation inside the network is over these images.
+        training step sees them: batch normalisation in the network uses these images' statistics.
     """
     model = initial_model(settings)
     views = build_views(settings, model.encoder.preprocess)  # type: ignore[arg-type]
@@ -65,14 +65,14 @@ def _matrix(model: BarlowTwins, settings: Settings, views: tuple[Tensor, Tensor]
 
 
 def heat_map(matrix: Tensor) -> Image.Image:
-    """A matrix as a picture: red for 1, blue for -1, nothing at all for 0.
+    """A matrix as a picture: red for 1, blue for -1, transparent for 0.
 
     Args:
-        matrix: `(r, c)`, numbers from -1 to 1; of more than 256 rows or columns, 256 evenly spaced
-            ones are drawn.
+        matrix: `(r, c)`, numbers from -1 to 1; if there are more than 256 rows or columns, 256
+            evenly spaced ones are drawn.
 
     Returns:
-        A palette image whose colours have transparency, so that zero is the page itself.
+        A palette image whose colours have transparency, so that the page shows through at 0.
 
     Example:
         >>> heat_map(torch.eye(3)).convert("RGBA").getpixel((0, 0))
@@ -80,8 +80,8 @@ def heat_map(matrix: Tensor) -> Image.Image:
     """
     rows, columns = (torch.linspace(0, n - 1, min(_DRAWN, n)).round().long() for n in matrix.shape)
     levels = matrix[rows][:, columns].clamp(-1, 1).mul(127).round().add(127)  # 0 to 254
-    picture = Image.fromarray(levels.to(torch.uint8).numpy(), "P")
-    # More than in proportion, because the correlations beside the diagonal are small.
+    picture = Image.fromarray(levels.to(torch.uint8).numpy())
+    # The exponent strengthens small values, because most off-diagonal correlations are small.
     strength = (np.abs(np.arange(255) - 127) / 127) ** 0.75
     palette = np.where(np.arange(255)[:, None] < 127, _BLUE, _RED)
     picture.putpalette(palette.astype(np.uint8).tobytes())

@@ -57,10 +57,11 @@ class EncoderSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "EncoderSpec":
-        """The inverse of `to_dict`, for values that may be from anybody's file.
+        """The inverse of `to_dict`, for values that may come from an untrusted file.
 
         Raises:
-            UserError: for what another version wrote, and for what would send timm elsewhere.
+            UserError: if another version wrote the values, or one of them is an argument of
+                `timm.create_model` that would make it load something else.
         """
         import timm
 
@@ -98,7 +99,7 @@ def create_encoder(
             - "standard": timm's own; for a ResNet a 7x7 stride-2 convolution and pooling.
             - "small": a 3x3 stride-1 convolution and no pooling, as is usual for CIFAR.
             - "padded": "small" padded by two pixels instead of one, as in solo-learn.
-            - "linear": "small" without the ReLU behind it, as in lightly's own ResNets (examples).
+            - "linear": "small" without the ReLU after it, as in lightly's own ResNets (examples).
             - "strided": "small" with a stride of two, for a quarter of the computation.
             - "auto": "small" for a ResNet at 64 pixels or less, else "standard".
         pool: side of the grid that each feature map is averaged to. With one stage, 1 is timm's own
@@ -140,7 +141,7 @@ def create_encoder(
     except Exception as error:
         if not pretrained:
             raise
-        # timm and the hub raise what they like without such weights, or a way to them
+        # timm and the hub raise various errors if the weights do not exist or cannot be reached.
         raise UserError(
             f"cannot load supervised weights for {name!r}: {one_line(error, 200)}"
         ) from error
@@ -161,10 +162,10 @@ def create_encoder(
 
 
 def pooled_forward_and_width(encoder: nn.Module) -> tuple[Callable[[Tensor], Tensor], int]:
-    """What the projector reads: the encoder with timm's own pooling of the last map; its width.
+    """The projector's input: the encoder with timm's own pooling of the last map, and its width.
 
-    Also where the representation is several maps': trained on all of them, it was no better
-    (docs/recipe.md), and the projector many times as wide.
+    This is so even if the representation consists of several maps: training on all of them was no
+    better (docs/recipe.md), and the projector's input was many times as wide.
     """
     width = getattr(encoder, "pooled_width", encoder.num_features)
     assert isinstance(width, int)
@@ -211,7 +212,7 @@ def _nearest(name: str) -> str:
 
 
 def size_args(name: str, image_size: int) -> dict[str, int]:
-    """What timm's constructor must be told of the image size: nothing, unless it is fixed."""
+    """timm's arguments for the image size: none, unless the architecture has a fixed size."""
     import timm
 
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
@@ -230,12 +231,12 @@ def _has_resnet_stem(encoder: nn.Module) -> bool:
 
 @torch.no_grad()
 def _represent_by_maps(encoder: nn.Module) -> None:
-    """Let the representation be the maps of the last stages, each averaged to a grid."""
+    """Make the representation the maps of the last stages, each averaged to a grid."""
     spec = spec_of(encoder)
     encoder.eval()
     image = torch.zeros(1, spec.in_chans, spec.image_size, spec.image_size)
     maps = encoder.forward_intermediates(image, intermediates_only=True)  # type: ignore[operator]
-    # A stage without blocks gives the map of the one before.
+    # A stage without blocks returns the map of the stage before it, which must count only once.
     new = [i for i, each in enumerate(maps) if all(each is not other for other in maps[:i])]
     if len(new) < spec.stages:
         raise UserError(
@@ -243,13 +244,13 @@ def _represent_by_maps(encoder: nn.Module) -> None:
         )
     encoder.kept_maps = new[-spec.stages :]  # type: ignore[assignment]
     encoder.pooled_forward, encoder.pooled_width = encoder.forward, encoder.num_features  # type: ignore[assignment]
-    encoder.forward = partial(_pooled_maps, encoder)  # unlike a method, it can be pickled
+    encoder.forward = partial(_pooled_maps, encoder)  # unlike a bound method, it can be pickled
     encoder.num_features = encoder(image).shape[1]
     encoder.train()
 
 
 def _pooled_maps(encoder: Any, image: Tensor) -> Tensor:
-    """`(N, C, H, W)` to the last maps' averages over a grid, `(N, F)`."""
+    """The last maps, each averaged to a grid: `(N, C, H, W) -> (N, F)`."""
     maps = encoder.forward_intermediates(
         image, indices=encoder.kept_maps, norm=True, stop_early=True, intermediates_only=True
     )

@@ -1,4 +1,4 @@
-"""Versions and machine, for the record."""
+"""The software versions and the machine, to be recorded with a result."""
 
 import os
 import platform
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def environment() -> dict[str, Any]:
-    """What a result may depend on beside settings and images.
+    """What a result may depend on besides settings and images.
 
     Example:
         >>> environment()["barlow"]
@@ -21,7 +21,7 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu": torch.backends.cpu.get_cpu_capability(),  # products round differently by it
+        "cpu": torch.backends.cpu.get_cpu_capability(),  # rounding in matrix products depends on it
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",

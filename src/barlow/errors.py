@@ -1,4 +1,4 @@
-"""The exceptions that carry a message for a person."""
+"""Exceptions whose message is meant for the user."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ class TrainingError(RuntimeError):
 
 
 def one_line(error: object, at_most: int | None = None) -> str:
-    """What an exception says, on one line; its name if it says nothing.
+    """The message of an exception on one line, or its class name if it has no message.
 
     Example:
         >>> one_line(ValueError("no such  name, nor another"), at_most=12), one_line(EOFError())
@@ -35,13 +35,13 @@ def user_error_if_unreadable(
     """Turn any error while using a file's content into a UserError that names the file."""
     try:
         yield
-    except Exception as error:  # a damaged file can end in any
+    except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{place} {problem}: {one_line(error)}") from error
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device had less memory than was asked of it, here or in a process started here."""
-    # CUDA, MPS and XPU say the one, torch's allocator of the CPU the other.
+    """Whether a device ran out of memory, in this process or in one that it started."""
+    # CUDA, MPS and XPU use the first, torch's CPU allocator the second, cuBLAS and cuDNN the third.
     message = str(error)
     signs = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
     return isinstance(error, MemoryError) or any(sign in message for sign in signs)

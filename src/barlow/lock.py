@@ -1,4 +1,4 @@
-"""One training at a time in the folder of a run."""
+"""A lock that lets only one training at a time write to the folder of a run."""
 
 import logging
 import os
@@ -22,19 +22,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NAME = ".lock"
-_GRACE = 5.0  # seconds that a process has to end whose parent was killed, or torchrun restarted
+_GRACE = 5.0  # seconds to wait for processes that outlive a killed parent or a restart by torchrun
 
 
 @contextmanager
 def exclusive(fabric: "Fabric", folder: Path) -> Iterator[None]:
-    """Within it, no other training writes to a folder; the first rank holds a lock for all.
+    """Within it, no other training writes to the folder; the first rank holds the lock for all.
 
-    The system gives the lock back when the process ends, however that happens, so a kill leaves
-    none behind. Where the file system, or Windows, has no such locks, training goes on without.
+    The operating system releases the lock when the process ends, however that happens, so a killed
+    process leaves no lock behind. On Windows, and on file systems without such locks, training goes
+    on without one.
 
     Args:
         fabric: of this process.
-        folder: of the run; made if it is not there.
+        folder: of the run; created if it does not exist.
 
     Raises:
         UserError: on every rank, if another process holds the lock and does not end, or the folder
@@ -65,17 +66,17 @@ def exclusive(fabric: "Fabric", folder: Path) -> Iterator[None]:
 
 
 def _take(file: Path) -> int:
-    """The open file, locked and with this process's name in it."""
+    """Open and lock the file, and write into it which process holds it; returns the descriptor."""
     opened = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     if sys.platform == "win32":
         return opened
     last = time.monotonic() + _GRACE
     while True:
         try:
-            # Not flock: that lock would live on in the loader's worker processes.
+            # Not flock: the loader's worker processes would inherit that lock and keep it.
             fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
-        except (BlockingIOError, PermissionError) as error:  # POSIX leaves it open which
+        except (BlockingIOError, PermissionError) as error:  # POSIX allows either
             if time.monotonic() > last:
                 os.close(opened)
                 raise BlockingIOError from error
@@ -83,7 +84,7 @@ def _take(file: Path) -> int:
         except OSError as error:
             log.warning("cannot lock %s (%s): do not start a second training there", file, error)
             return opened
-    with suppress(OSError):  # a full disk
+    with suppress(OSError):  # the disk may be full
         os.ftruncate(opened, 0)
         os.write(opened, f"process {os.getpid()} on host {socket.gethostname()}".encode())
     return opened

@@ -1,4 +1,4 @@
-"""Means of the loss's terms over steps, without making any step wait."""
+"""Means of the loss's terms over steps, without making any step wait for the device."""
 
 import math
 from typing import Any
@@ -38,7 +38,7 @@ class Means:
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None  # (5,), in the order of `Terms`
-        self._first: Tensor | None = None  # (6,): count and terms of the first that is not finite
+        self._first: Tensor | None = None  # (6,): index and terms of the first non-finite step
         self._count = 0
 
     def add(self, terms: tuple[Tensor, ...]) -> None:
@@ -67,14 +67,14 @@ class Means:
                 )
 
     def pop(self) -> dict[str, float]:
-        """The means by name; the next step added begins new ones."""
+        """Return the means by name, and start new ones."""
         assert self._sums is not None
         means = dict(zip(Terms._fields, (self._sums / self._count).tolist(), strict=True))
         self._sums, self._first, self._count = None, None, 0
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumption needs."""
+        """The state that a checkpoint keeps for a resumed training."""
         return {"sums": self._sums, "first": self._first, "count": self._count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -95,7 +95,7 @@ class BarlowTwins(nn.Module):
             The loss, a scalar; its terms are in `criterion.terms`. With `grad1` and `grad2`: a
             scalar whose gradients with respect to the embeddings are these.
         """
-        # One pass a view, as in the paper: batch normalisation sees one distribution at a time.
+        # One pass per view, as in the paper: batch normalisation sees one distribution at a time.
         z1, z2 = self.embed(view1), self.embed(view2)  # (N, D)
         if grad1 is not None and grad2 is not None:
             return (grad1 * z1).sum() + (grad2 * z2).sum()

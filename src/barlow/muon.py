@@ -1,4 +1,4 @@
-"""Muon: momentum with equalised singular values, for the weights of short trainings."""
+"""Muon: momentum with equalised singular values, an optimiser for short trainings."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-# Of the quintic that pulls singular values in (0, 1] to about 1 (Jordan 2024).
+# Coefficients of the quintic that brings singular values in (0, 1] to about 1 (Jordan 2024).
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
@@ -21,8 +21,8 @@ def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
             between 0.65 and 1.25.
 
     Returns:
-        `(M, N)`, of the same type. On a processor without bfloat16 units, float32 costs a quarter
-        of bfloat16; it also does not differ between ranks.
+        `(M, N)`, of the same type. On a processor without bfloat16 units, float32 takes a quarter
+        of the time of bfloat16; its result also does not differ between ranks.
 
     Example:
         >>> wide = orthogonalise(torch.randn(4, 64))
@@ -37,10 +37,10 @@ def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
 
 
 def _factor(gram: Tensor, iterations: int) -> Tensor:
-    """What all iterations multiply `X` by, from `G = X X^T` alone.
+    """The factor by which all iterations together multiply `X`, from `G = X X^T` alone.
 
-    Each multiplies by a polynomial of `G`, and polynomials of one matrix commute: the two products
-    of `2 M^2 N` operations an iteration become two in all.
+    Each iteration multiplies by a polynomial of `G`, and polynomials of one matrix commute. So two
+    products of `2 M^2 N` operations suffice in all, instead of two per iteration.
     """
     p = factor = _polynomial(gram)
     for _ in range(iterations - 1):

@@ -136,7 +136,7 @@ class LARS(Optimizer):
                 if "momentum" not in self.state[p]:
                     self.state[p]["momentum"] = torch.zeros_like(p)
             momenta = [self.state[p]["momentum"] for p in params]
-            # One call a group for all its parameters: a step is a handful of kernels.
+            # One call for all parameters of a group, so that a step takes a handful of kernels.
             updates: _Tensors = [p.grad for p in params if p.grad is not None]
             if group["weight_decay"]:
                 updates = torch._foreach_add(updates, params, alpha=group["weight_decay"])
@@ -153,7 +153,10 @@ class LARS(Optimizer):
 def _trust(
     params: list[Tensor], updates: _Tensors, eta: float, limit: float | None = None
 ) -> list[Tensor]:
-    """`eta * |w| / |d|` for each parameter, of a limit at most 1; 1 where either norm is zero."""
+    """The trust ratio `eta * |w| / |d|` of each parameter; 1 where either norm is zero.
+
+    With a `limit`, the ratio is divided by it and capped at 1.
+    """
     found = []
     for w, d in zip(torch._foreach_norm(params), torch._foreach_norm(updates), strict=True):
         rate = eta * w / d

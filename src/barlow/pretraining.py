@@ -111,7 +111,7 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
             "--compile cannot synchronise batch norm across several CPU processes: drop --compile, "
             "or add --no-sync-batch-norm"
         )
-    with flush_denormals():  # before the first product starts the threads that inherit it
+    with flush_denormals():  # set before the first product starts the threads that inherit it
         parts = assemble(fabric, settings)
         with exclusive(fabric, run.path):
             try:
@@ -124,7 +124,7 @@ def _train(fabric: "Fabric", settings: Settings, run: Run, reporter: Reporter | 
 
 
 def _memory_advice(run: Run, settings: Settings, ranks: int) -> str:
-    """What takes less memory, of what the run still takes."""
+    """The options that would lower memory use, of those that this run can still change."""
     if run.trained:
         return (
             f"more --devices, or another --out with --init {run.last_checkpoint} and --accumulate, "
@@ -149,7 +149,7 @@ def _loop(
 ) -> None:
     model, preprocess, optimizer, loader, validation = parts
     main, ranks = fabric.is_global_zero, fabric.world_size
-    # Without held-out images, the health at least is that of images it is trained on.
+    # Without held-out images, at least the health metrics are measured, on training images.
     watched = (validation or loader).source.spread(settings.validation_limit)
     validate_every = settings.eval_every or epochs_between_validations(
         len(loader.source), len(watched)
@@ -172,7 +172,7 @@ def _loop(
     dtype = next(model.parameters()).dtype
     if resumed:
         _restore(fabric, model, optimizer, means, resumed)
-        resumed = None  # as large as model and optimiser
+        resumed = None  # to free it: it is as large as model and optimiser
     vote = StopVote(fabric, step)
 
     def save(kept: int | None = None) -> bool:
@@ -193,7 +193,7 @@ def _loop(
             return record.save(run, state, model.encoder, kept, last=done)
         return False
 
-    # What torch.compile makes of a batch norm sums well by itself.
+    # The batch norm that torch.compile generates sums accurately by itself.
     exact = fabric.device.type == "cpu" and not settings.compile
     with (
         log_to(run.log_file, reporter) if main else nullcontext(),
@@ -209,16 +209,16 @@ def _loop(
                 reporter.say(line)
         record.write_skipped(fabric, run, loader.source)
         saved_at = logged_at = time.monotonic()
-        timed_until = began  # the time until then is in `seconds`
+        timed_until = began  # the time up to this moment is already in `seconds`
         logged_step, rows, warned = step, list[dict[str, float]](), False
-        clock, done = seconds, False  # what the ranks agree that the time is
+        clock, done = seconds, False  # `clock` is the training time that all ranks agree on
         while not done:
             epoch = step // loader.steps_per_epoch
             model.train()
             for view1, view2 in loader.epoch(epoch, first_step=step % loader.steps_per_epoch):
                 for group in optimizer.param_groups:
                     group["lr"] = group["base_lr"] * schedule.factor(step, clock)
-                # Dropout and the like: by address too, so that a resumed step is the same step.
+                # Dropout and the like are drawn by address too, so that a resumed step is the same.
                 torch.manual_seed(address.key(settings.seed, step, fabric.global_rank))
 
                 accumulate(
@@ -281,7 +281,7 @@ def _loop(
                     saved = save()
                     requeue_asked = any_rank(fabric, stop.warned)
                     if not main:
-                        return  # an error here would end the others while they save
+                        return  # an error here would end the other processes before they are done
                     if requeue_asked and requeue():
                         reporter.say("SLURM will restart this job")
                     raise _interrupted(stop.signal, schedule.describe(step, seconds), saved)
@@ -324,11 +324,11 @@ def _restore(
     means: Means,
     state: dict[str, Any],
 ) -> None:
-    """Load a checkpoint; after `_set_up`, so that its tensors go where the parameters are."""
+    """Load a checkpoint; called after `_set_up`, so that its tensors go to the model's device."""
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     means.load_state_dict(state["means"])
-    if state["precision"]:  # empty of a training without a scaler, as on a CPU
+    if state["precision"]:  # empty if the training has no gradient scaler, as on a CPU
         fabric.strategy.precision.load_state_dict(state["precision"])
 
 

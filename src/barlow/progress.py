@@ -1,4 +1,4 @@
-"""Progress of long work: to a reporter, `log.txt` and the logger."""
+"""Reports the progress of long work: to a reporter, `log.txt` and the logger."""
 
 import logging
 import threading
@@ -18,10 +18,10 @@ class Reporter:
     """Receives a training's progress; this base class ignores it."""
 
     def start(self, done: float, total: float, unit: str = "step") -> None:
-        """It begins, with so much done of all there is to do."""
+        """The work starts; `done` of its `total` units are done already."""
 
     def step(self, done: float) -> None:
-        """So much is done."""
+        """The work has reached `done` units."""
 
     def row(self, row: Mapping[str, float], text: str) -> None:
         """A row was added to `metrics.csv`; `text` is what `describe` makes of it."""
@@ -30,11 +30,11 @@ class Reporter:
         """Something happened that is worth a line."""
 
     def warn(self, text: str) -> None:
-        """Something is not as it should be."""
+        """Something is wrong, but the work goes on."""
         self.say(text)
 
     def end(self) -> None:
-        """The training is over, well or not."""
+        """The work has ended, successfully or not."""
 
 
 def describe(row: Mapping[str, float], settings: Settings) -> str:
@@ -78,7 +78,7 @@ def log_if_slow(what: str) -> Iterator[Callable[[str], None]]:
     """Log what the work inside is if it takes longer than two seconds, then its progress.
 
     Yields:
-        A function to call with the progress; it logs after five seconds, then every thirty at most.
+        A function to call with the progress; it logs after five seconds, then at most every thirty.
     """
     timer = threading.Timer(_SLOW, log.info, [what])
     timer.daemon = True
@@ -99,7 +99,7 @@ def log_if_slow(what: str) -> Iterator[Callable[[str], None]]:
 
 class _ToFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
-        pass  # a full disk: the line is lost, the training is not
+        pass  # the disk is full: the line is lost, but training goes on
 
 
 class _ToReporter(logging.Handler):

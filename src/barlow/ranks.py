@@ -25,16 +25,17 @@ from barlow.signals import stop_on_signals
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-# Fabric announces every process; set here because children of `spawn` import this first.
+# Fabric announces every process. Its log level is set here because the children of `spawn` import
+# this module first.
 logging.getLogger("lightning_fabric.utilities").setLevel(logging.WARNING)
-# And torch every process that it ends when another has failed; the failure itself is told.
+# torch logs every process that it ends after another one failed. The failure itself is reported.
 logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
 
 Item = TypeVar("Item")
 Module = TypeVar("Module", bound=nn.Module)
 
 
-# Before Fabric's launchers divide it, which they do unless OMP_NUM_THREADS is set.
+# Read before Fabric's launchers divide the number, as they do unless OMP_NUM_THREADS is set.
 _THREADS = torch.get_num_threads()
 
 _PRECISIONS = {"64": "64-true", "32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -42,7 +43,7 @@ _PRECISIONS = {"64": "64-true", "32": "32-true", "bf16": "bf16-mixed", "16": "16
 
 @dataclass(frozen=True)
 class Devices:
-    """What a task asks of the machine, where `Settings` would say more than it has to."""
+    """What a task other than pretraining asks of the machine, in place of `Settings`."""
 
     accelerator: str = "auto"
     devices: int = 1
@@ -50,15 +51,15 @@ class Devices:
 
 
 def create_fabric(settings: Settings | Devices, patience: timedelta = PATIENCE) -> "Fabric":
-    """A Fabric for these settings: one process, several of ours, torchrun's or SLURM's.
+    """Create a Fabric: one process, several that it starts itself, or those of torchrun or SLURM.
 
     Args:
-        settings: what is asked for.
+        settings: of which accelerator, number of devices and precision are used.
         patience: how long processes wait for each other.
 
     Raises:
-        UserError: if this machine has no such accelerator, or not as many devices, or the
-            accelerator not such a precision.
+        UserError: if this machine lacks the accelerator or has too few devices or processes, or the
+            accelerator does not support the precision.
     """
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
@@ -72,7 +73,7 @@ def create_fabric(settings: Settings | Devices, patience: timedelta = PATIENCE) 
             start_method="popen" if externally_launched() else "spawn",
             timeout=patience,
         )
-    if "SLURM_NTASKS" in os.environ:  # Fabric insists on what srun's --ntasks alone does not set
+    if "SLURM_NTASKS" in os.environ:  # Fabric requires what srun's --ntasks alone does not set
         os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(local_world_size(settings)))
     try:
         fabric = Fabric(
@@ -100,14 +101,14 @@ def create_fabric(settings: Settings | Devices, patience: timedelta = PATIENCE) 
 
 
 def launch(fabric: "Fabric", task: Callable[["Fabric"], None]) -> None:
-    """Run a task on every process; its error is raised here as it was raised there.
+    """Run a task on every process; an error raised there is raised here too.
 
     Args:
         fabric: from `create_fabric`.
-        task: called with the Fabric of its process. Arguments are bound to it beforehand: Fabric
-            takes those it passes on apart, and frozen ones not at all.
+        task: called with the Fabric of its process. Bind its arguments beforehand: those that
+            Fabric passes on are taken apart and rebuilt, which fails for frozen dataclasses.
     """
-    # Started here, the others are children of this process, which only waits.
+    # Processes that are started here are children of this one, which only waits for them.
     children = fabric.world_size > 1 and not externally_launched()
     try:
         with (
@@ -129,7 +130,7 @@ def launch(fabric: "Fabric", task: Callable[["Fabric"], None]) -> None:
 
 
 def _error_from_child(error: Exception) -> Exception | None:
-    """The one-line error in the traceback that a spawned process left behind, if it is ours."""
+    """The one-line error in the traceback of a spawned process, if it is one of this package's."""
     kinds: list[type[Exception]] = [UserError, *UserError.__subclasses__(), TrainingError]
     for kind in kinds:
         name = re.escape(f"{kind.__module__}.{kind.__name__}")
@@ -139,7 +140,7 @@ def _error_from_child(error: Exception) -> Exception | None:
 
 
 def local_world_size(settings: Settings | Devices) -> int:
-    """Processes on this machine: as many as torchrun or SLURM started, else as the settings say."""
+    """Processes on this machine: as many as torchrun or SLURM started, else `settings.devices`."""
     started = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE")
     if not started and (tasks := os.environ.get("SLURM_NTASKS")):
         return -(-int(tasks) // int(os.environ.get("SLURM_NNODES", 1)))
@@ -157,9 +158,10 @@ def is_main_process() -> bool:
 
 
 def without_input_cast(fabric: "Fabric", wrapped: nn.Module) -> Callable[..., Tensor]:
-    """A module that Fabric has set up, without its cast of the inputs.
+    """Call a module that Fabric has set up, without Fabric's cast of the inputs.
 
-    In mixed precision Fabric casts them to float16 or bfloat16, too coarse for gradients of a loss.
+    In mixed precision, Fabric casts inputs to float16 or bfloat16, which are too coarse for the
+    gradients of a loss.
     """
 
     def call(*inputs: Tensor) -> Tensor:
@@ -171,7 +173,7 @@ def without_input_cast(fabric: "Fabric", wrapped: nn.Module) -> Callable[..., Te
 
 
 def on_main_rank(fabric: "Fabric", task: Callable[[], None]) -> None:
-    """Run a task on the first rank alone; a UserError of it is raised on every rank."""
+    """Run a task on the first rank alone; if it raises a UserError, every rank raises it."""
     refused = list[str]()
     if fabric.is_global_zero:
         try:
@@ -210,9 +212,9 @@ def all_gather(fabric: "Fabric", items: list[Item]) -> list[Item]:
 
 
 class StopVote:
-    """The steps after which the ranks agree on whether to stop.
+    """Decides after which steps the ranks vote on whether to stop.
 
-    To agree, ranks wait for each other. GPUs therefore vote about every two seconds only.
+    For a vote, ranks wait for each other. On GPUs they therefore vote only about every two seconds.
     """
 
     def __init__(self, fabric: "Fabric", step: int) -> None:
@@ -225,9 +227,9 @@ class StopVote:
         return step == self._next
 
     def reschedule(self, step: int, now: float) -> None:
-        """Choose the step of the next vote, after one at `step`; every rank has to call it."""
+        """Choose the step of the next vote, after one at `step`; every rank must call it."""
         if self._fabric.world_size > 1 and self._fabric.device.type != "cpu":
-            two_seconds = 2 * self._interval / (now - self._voted_at)  # steps
+            two_seconds = 2 * self._interval / (now - self._voted_at)  # in steps
             self._interval = round(broadcast(self._fabric, max(1, two_seconds)))
         self._next, self._voted_at = step + self._interval, now
 
@@ -236,10 +238,11 @@ def divide_threads(processes: int) -> None:
     """Give each of `processes` on this machine its share of the cores."""
     if processes == 1:
         return
-    # As many as torch would take for one process: it knows of affinity and OMP_NUM_THREADS.
+    # What torch would use for one process: it takes CPU affinity and OMP_NUM_THREADS into account.
     threads = _THREADS
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        # A process: what OMP_NUM_THREADS says, which torchrun sets to 1 whatever the machine has.
+        # Here OMP_NUM_THREADS is per process. torchrun sets it to 1 whatever the machine has, so 1
+        # is taken as not set.
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
         threads = processes * threads if threads > 1 else cores
     elif "SLURM_CPUS_PER_TASK" in os.environ:
@@ -262,15 +265,15 @@ def flush_denormals() -> Iterator[None]:
 
 
 def disable_buffer_broadcast(wrapped: nn.Module) -> None:
-    """Let DDP broadcast no buffers: those of synchronised batch norm are the same on every rank."""
+    """Stop DDP from broadcasting buffers: synchronised batch norm has the same on every rank."""
     ddp = wrapped._forward_module
     ddp.broadcast_buffers = False  # type: ignore[union-attr]
 
 
 def convert_sync_batch_norm(module: Module, device: torch.device) -> Module:
-    """The module with batch norm over all ranks where torch has it: everywhere but on CPU."""
+    """Convert batch norm to torch's synchronised kind, which exists for all devices but the CPU."""
     if device.type == "cpu":
-        return module  # there `exact_batch_norm` does it
+        return module  # on CPU, `exact_batch_norm` synchronises it
     from timm.layers.norm_act import convert_sync_batchnorm
 
     converted: Module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""What a training writes into its run while it goes on, and what it does when it cannot."""
+"""What a training writes into its run, and what it does when it cannot write."""
 
 import logging
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def require_same_images(run: Run, images: Source) -> None:
-    """Raise UserError unless the images are those that a run with a checkpoint was trained on."""
+    """Raise UserError unless the images are the ones that this run was trained on so far."""
     if not (starts := run.starts()):
         return
     with user_error_if_unreadable(run.starts_file):
@@ -38,7 +38,7 @@ def require_same_images(run: Run, images: Source) -> None:
 
 
 def write_start(run: Run, settings: Settings, step: int, images: Source) -> None:
-    """Note that a training begins or goes on at a step; what was logged after it is dropped.
+    """Record that a training starts or resumes at a step, and drop what was logged after it.
 
     Raises:
         UserError: if the folder cannot be written.
@@ -49,7 +49,7 @@ def write_start(run: Run, settings: Settings, step: int, images: Source) -> None
         for folder in (run.path, run.last_checkpoint.parent):
             remove_unfinished(folder)
         if not step:
-            run.clear_untrained(settings)  # before config.yaml is the new one
+            run.clear_untrained(settings)  # while config.yaml is still the old one
         write_text(run.config_file, yaml.safe_dump(settings.to_dict(), sort_keys=False))
         run.truncate_metrics(step)
         run.add_start({"step": step, "data": data, "environment": environment()})
@@ -60,7 +60,7 @@ def write_start(run: Run, settings: Settings, step: int, images: Source) -> None
 
 
 def repair_finished(run: Run, settings: Settings, step: int) -> None:
-    """In a finished run, drop a row that a power failure cut off, and note where its images are."""
+    """In a finished run, drop a row cut off by a power failure, and update where its images are."""
     try:
         run.truncate_metrics(step)
         was = run.settings()
@@ -71,7 +71,7 @@ def repair_finished(run: Run, settings: Settings, step: int) -> None:
 
 
 def write_skipped(fabric: "Fabric", run: Run, images: Source) -> None:
-    """Add the images that any rank could not read to the list; every rank has to call it."""
+    """Add the images that any rank could not read to the list; every rank must call it."""
     skipped = all_gather(fabric, images.skipped)
     if not (fabric.is_global_zero and skipped):
         return
@@ -83,7 +83,7 @@ def write_skipped(fabric: "Fabric", run: Run, images: Source) -> None:
 
 
 def add_metrics(run: Run, rows: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Append rows to `metrics.csv`; returns those that have to wait for a next time."""
+    """Append rows to `metrics.csv`; returns the rows to try again next time."""
     try:
         run.add_metrics(rows)
     except OSError as error:
@@ -93,17 +93,17 @@ def add_metrics(run: Run, rows: list[dict[str, float]]) -> list[dict[str, float]
 
 
 def save(run: Run, state: dict[str, Any], encoder: nn.Module, kept: int | None, last: bool) -> bool:
-    """Save the state as the last checkpoint and, after epoch `kept`, as one of those kept.
+    """Save the state as the last checkpoint and, if `kept` is an epoch, as the one kept after it.
 
     Returns:
-        Whether it is saved.
+        Whether the state is saved.
 
     Raises:
-        TrainingError: if it is the training's last and cannot be written; earlier ones are tried
-            again later.
+        TrainingError: if the last save of the training fails; earlier ones are tried again later.
     """
     try:
-        # The last at last: what a kill leaves out before it, a resumption writes again.
+        # The last checkpoint is written last: if the process is killed before that, the resumed
+        # training writes the others again.
         if kept is not None:
             save_checkpoint(run.epoch_checkpoint(kept), state)
             save_encoder(encoder, run.encoder_folder)

@@ -1,4 +1,4 @@
-"""Where the processes of a training meet."""
+"""How the processes of a training find each other."""
 
 import atexit
 import os
@@ -16,17 +16,17 @@ from torch.distributed.rendezvous import Store, TCPStore, rendezvous  # type: ig
 from barlow.errors import TrainingError
 
 PATIENCE = timedelta(minutes=30)
-"""How long processes wait for each other, as torch has it for gloo."""
+"""How long processes wait for each other; torch's own default for gloo."""
 
 _WHERE = "barlow"  # key of the address in torchrun's store
-_STORES: list[Store] = []  # stay open with the process, which may be their host
+_STORES: list[Store] = []  # kept open as long as this process, which may host them
 
 
 def join(device: torch.device, patience: timedelta) -> None:
-    """Meet the other processes of torchrun, those of this start and no earlier one."""
-    # After a restart, torchrun's store still has the addresses of the processes that died, and
-    # its count of restarts is another on each machine. So the first process opens a store of its
-    # own and says where; at an address that a dead one left, nobody answers.
+    """Join the other processes of torchrun, those of this start and not of an earlier one."""
+    # After a restart, torchrun's store still has the addresses of the processes that died, and its
+    # count of restarts differs between machines. So the first process opens a store of its own and
+    # announces its address; at an address left by a dead process, nobody answers.
     bootstrap_store, rank, world_size = next(rendezvous("env://"))
     store = _find_store(bootstrap_store) if rank else _open_store(bootstrap_store)
     store.set_timeout(patience)
@@ -63,7 +63,7 @@ def _find_store(bootstrap_store: Store, tries: int = 100) -> TCPStore:
             seconds = timedelta(seconds=5)
             return TCPStore(host, int(port), timeout=seconds, wait_for_workers=False)
         except (dist.DistError, dist.DistNetworkError):
-            time.sleep(0.2)  # the first process may not have said yet where it is now
+            time.sleep(0.2)  # the first process may not have announced its new address yet
     raise TrainingError(
         f"cannot reach the first process at {host}:{port}, the address it announced"
     )
@@ -71,10 +71,10 @@ def _find_store(bootstrap_store: Store, tries: int = 100) -> TCPStore:
 
 @contextmanager
 def own_port() -> Iterator[None]:
-    """Within it, processes of this machine meet at a free port of their own.
+    """Within it, the processes of this machine meet at a free port that is chosen here.
 
-    Not one that the system hands out, as Fabric would take: until the first process listens there,
-    which takes it seconds, the system may hand it out again.
+    It is not a port that the system hands out, as Fabric would take: until the first process
+    listens there, which takes seconds, the system may hand it out again.
     """
     if "MASTER_PORT" in os.environ:
         yield

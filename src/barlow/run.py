@@ -49,7 +49,8 @@ METRICS = [
 
 _ALWAYS = set(METRICS[:8])  # in every row
 
-# What may differ between a run and its continuation: it changes where and how often, not what.
+# Settings that may change when a run is resumed: they affect where and how often something is done,
+# not what is done.
 _MAY_CHANGE = {
     "accelerator",
     "compile",
@@ -61,7 +62,7 @@ _MAY_CHANGE = {
     "minutes",
     "save_every",
     "save_minutes",
-    "source",  # another place of the same images, whose fingerprint a resumption compares
+    "source",  # the images may have moved; their fingerprint is compared on resuming
     "track",
     "validation",
     "workers",
@@ -109,7 +110,7 @@ class Run:
 
     @property
     def starts_file(self) -> Path:
-        """Time, machine and images of the start and of every resumption, as JSON lines."""
+        """Time, machine and images of the start and of every resumed training, as JSON lines."""
         return self.path / "starts.jsonl"
 
     @property
@@ -134,7 +135,7 @@ class Run:
 
     @property
     def tensorboard_folder(self) -> Path:
-        """What TensorBoard shows."""
+        """The event files of TensorBoard."""
         return self.path / "tensorboard"
 
     def epoch_checkpoint(self, epoch: int) -> Path:
@@ -142,12 +143,12 @@ class Run:
         return self.path / "checkpoints" / f"epoch-{epoch:04d}.ckpt"
 
     def evaluation_files(self) -> list[Path]:
-        """The files in `evaluation_folder`, by name; without hidden ones, such as macOS leaves."""
+        """The files in `evaluation_folder`, by name, without hidden ones such as those of macOS."""
         return sorted(self.evaluation_folder.glob("[!.]*.json"))
 
     @property
     def trained(self) -> bool:
-        """Whether the run has a checkpoint or an encoder, which other settings would lose."""
+        """Whether the run has a checkpoint or an encoder, which other settings would overwrite."""
         return self.encoder_folder.exists() or any(self.last_checkpoint.parent.glob("*.ckpt"))
 
     def settings(self) -> Settings:
@@ -170,7 +171,7 @@ class Run:
         """The rows of `metrics.csv`; a row has only the columns that were measured at its step.
 
         Args:
-            whole: ignore what a power failure may leave after the last whole row.
+            whole: ignore what a power failure may leave after the last complete row.
         """
         if not self.metrics_file.exists():
             return []
@@ -240,7 +241,7 @@ class Run:
         return len(every) - len(known)
 
     def clear_untrained(self, settings: Settings) -> None:
-        """Delete the files of a start with other settings that trained nothing."""
+        """Delete the files of an earlier start with other settings that trained nothing."""
         if self.config_file.exists() and _changes(self.settings(), settings):
             for file in (
                 self.metrics_file,
@@ -320,7 +321,7 @@ def _changes(old: Settings, new: Settings) -> list[str]:
 
 
 def _whole(content: bytes) -> bytes:
-    """Lines up to the last whole one: lost power leaves half a line, or zeros in place of some."""
+    """Lines up to the last complete one: a power failure may leave half a line, or zero bytes."""
     content = content.partition(b"\0")[0]
     return content[: content.rfind(b"\n") + 1]
 

@@ -1,4 +1,4 @@
-"""How far a training is, by its steps or by the clock, and the learning rate there."""
+"""How far a training has come, by steps or by the clock, and its learning rate at that point."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ class Schedule:
     """A training's length and the course of its learning rate.
 
     Args:
-        by_clock: whether it is measured in seconds, or else in steps.
-        total: its length.
-        warmup: how much of it the learning rate rises.
+        by_clock: whether lengths are in seconds; otherwise they are in steps.
+        total: length of the training.
+        warmup: length of the linear warm-up.
         final: the factor on the learning rate at the end.
 
     Example:
@@ -30,7 +30,7 @@ class Schedule:
 
     @classmethod
     def of(cls, settings: Settings, steps_per_epoch: int) -> "Schedule":
-        """The schedule of these settings; a warm-up is a tenth of the training at most."""
+        """The schedule of these settings; the warm-up is at most a tenth of the training."""
         if settings.minutes:
             total = 60 * settings.minutes
             return cls(True, total, total / 10, settings.final_lr)
@@ -44,7 +44,7 @@ class Schedule:
         return "second" if self.by_clock else "step"
 
     def at(self, step: int, seconds: float) -> float:
-        """How much is done, in its unit."""
+        """How much is done, in the schedule's unit."""
         return seconds if self.by_clock else step
 
     def describe(self, step: int, seconds: float) -> str:

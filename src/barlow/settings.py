@@ -16,7 +16,8 @@ from barlow.errors import UserError, one_line
 
 TRACKERS = ("wandb", "tensorboard", "trackio", "mlflow")
 
-# Of weights, and of biases and norms. LARS: Zbontar et al. 2021, which SGD shares.
+# Default learning rates of weights, and of biases and norms. Those of LARS are the paper's (Zbontar
+# et al. 2021), and SGD shares them.
 _RATES = {"lars": (0.2, 0.0048), "sgd": (0.2, 0.0048), "adamw": (2e-3, 2e-3), "muon": (0.04, 0.02)}
 
 _COUNTS = (
@@ -171,7 +172,7 @@ class Settings:
                 value = str(value)
             elif isinstance(value, str) and float in (kind, *get_args(kind)):
                 with suppress(ValueError):
-                    value = float(value)  # YAML has 1e-3 for a text
+                    value = float(value)  # YAML reads 1e-3 as a string
             if not _is_a(value, kind):
                 expected = (
                     inspect.formatannotation(kind).replace("typing.", "").removesuffix(" | None")
@@ -194,7 +195,7 @@ class Settings:
         """
         values = {**(recipe_beside(recipe, overrides) if recipe else {}), **overrides}
         check_names(values, recipe)
-        return cls(**{**values, "source": source})  # a run's config.yaml, as a recipe, has one too
+        return cls(**{**values, "source": source})  # a config.yaml used as a recipe has a source
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values as stored in `config.yaml`, with the learning rates filled in."""

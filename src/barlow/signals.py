@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 
 # Windows has no SIGUSR1.
 SIGNALS = tuple(name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-_ONCE = 0.5  # seconds within which a signal is the same: sent to all, and passed on by the parent
+_ONCE = 0.5  # seconds within which a signal sent to all processes and also passed on counts once
 
 
 def requeue() -> bool:
-    """Ask SLURM to start this job again; False if this is none of its jobs, or it will not."""
+    """Ask SLURM to start this job again; False if this is not a SLURM job or SLURM refuses."""
     if not (job := os.environ.get("SLURM_JOB_ID")):
         return False
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
@@ -35,7 +35,7 @@ def requeue() -> bool:
 
 @dataclass
 class Stop:
-    """Whether a signal has asked for the end, which came first, and whether SLURM warned."""
+    """The first signal that asked training to stop, if any, and whether SLURM sent its warning."""
 
     signal: str | None = None
     warned: bool = False
@@ -43,15 +43,15 @@ class Stop:
 
 @contextmanager
 def stop_on_signals(pass_on: bool = False) -> Iterator[Stop]:
-    """Note SIGINT, SIGTERM and SIGUSR1 (SLURM's warning) instead of dying of them.
+    """Record SIGINT, SIGTERM and SIGUSR1 (SLURM's warning) instead of ending at once.
 
     A second signal of the same kind has its usual effect.
 
     Args:
-        pass_on: to the child processes, of which this one only waits for the end.
+        pass_on: send each signal on to the child processes, for which this one only waits.
 
     Yields:
-        An object whose `signal` is the name of the signal that came, if any.
+        An object whose `signal` is the name of the first signal that came, if any.
     """
     stop = Stop()
     usual: dict[int, Any] = {}
@@ -76,7 +76,7 @@ def stop_on_signals(pass_on: bool = False) -> Iterator[Stop]:
             usual[number] = signal.getsignal(number)
             signal.signal(number, note)
     except ValueError:
-        pass  # not in the main thread: Python leaves signals to that one
+        pass  # not in the main thread, the only one that may set signal handlers
     try:
         yield stop
     finally:

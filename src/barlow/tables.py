@@ -8,10 +8,10 @@ if TYPE_CHECKING:
 
 
 def text_table(lines: Sequence[Sequence[str]]) -> str:
-    """Columns of text: the first to the left, the others to the right.
+    """Columns of text: the first left-aligned, the others right-aligned.
 
     Args:
-        lines: of as many cells each.
+        lines: the rows, each with the same number of cells.
 
     Example:
         >>> print(text_table([["k-NN", "top-1"], ["k = 20", "9 %"]]))
@@ -49,7 +49,7 @@ def rich_table(
     from rich.text import Text
 
     headings, *rows = lines
-    # Text, or rich would take brackets in a name for markup.
+    # As Text, because rich would take brackets in a name for markup.
     table = Table(caption=Text(caption, "table.caption"), caption_justify="left")
     for i, heading in enumerate(headings):
         table.add_column(heading, **((others if i else first) or {}))

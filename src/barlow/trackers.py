@@ -18,22 +18,22 @@ _PROJECT = "barlow-twins"
 
 
 class Tracker(Protocol):
-    """A run in somebody's tracker.
+    """A run in an experiment tracker.
 
     Attributes:
-        id: what finds it again when the training is resumed.
+        id: finds the run again when the training is resumed.
     """
 
     id: str
 
     def log(self, row: Mapping[str, float], step: int) -> None:
-        """Values by name at a step."""
+        """Log values by name at a step."""
 
     def image(self, name: str, picture: Image.Image, step: int) -> None:
-        """A picture at a step."""
+        """Log a picture at a step."""
 
     def end(self) -> None:
-        """Nothing more will come."""
+        """Close the run; nothing more will be logged."""
 
 
 class _Wandb:
@@ -88,7 +88,7 @@ class _Trackio:
         import trackio
 
         self.id = identity or f"{run.path.resolve().name}-{secrets.token_hex(3)}"
-        # Of the module: a run's own would be called a second time, and print, at exit.
+        # The module's `finish`: trackio would call the run's own again at exit, and print.
         self._image: Any = trackio.Image
         self._finish: Any = trackio.finish
         self._run = trackio.init(
@@ -114,7 +114,7 @@ class _MLflow:
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
 
-        # Their first lines tell of tables that are made.
+        # At first, both log which tables they create.
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self._metric, place = Metric, run.path.resolve()
@@ -146,7 +146,7 @@ class _MLflow:
         self._client.set_terminated(self.id)
 
 
-# Name: the module it needs, and how a run in it is opened.
+# Tracker's name: the module it needs, and the adapter that opens a run in it.
 OPENERS: dict[str, tuple[str, Callable[[Run, Settings, str | None], Tracker]]] = {
     "wandb": ("wandb", _Wandb),
     "tensorboard": ("tensorboard", _TensorBoard),

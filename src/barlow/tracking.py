@@ -1,4 +1,4 @@
-"""The trackers people already use: rows of `metrics.csv`, settings and pictures go there too."""
+"""Sends the rows of `metrics.csv`, settings and pictures to experiment trackers as well."""
 
 import importlib.util
 import json
@@ -25,12 +25,13 @@ log = logging.getLogger(__name__)
 
 
 def tracked(reporter: Reporter | None, settings: Settings, run: Run) -> Reporter | None:
-    """A reporter that also tells the trackers of the settings.
+    """A reporter that also reports to the trackers named in the settings.
 
     Args:
-        reporter: told the same as before.
+        reporter: receives the same as without trackers.
         settings: `track` names the trackers.
-        run: where their identities are kept, so that a resumption goes on in the same place.
+        run: where the trackers' run ids are kept, so that a resumed training continues the same
+            tracker runs.
 
     Returns:
         The reporter itself if there is no tracker.
@@ -45,19 +46,19 @@ def tracked(reporter: Reporter | None, settings: Settings, run: Run) -> Reporter
 
 
 class Tracked(Reporter):
-    """Tells one reporter and several trackers; one that fails is left out, with a warning."""
+    """Reports to one reporter and several trackers; one that fails is dropped with a warning."""
 
     def __init__(self, reporter: Reporter, settings: Settings, run: Run) -> None:
         self._reporter, self._settings, self._run = reporter, settings, run
-        # Now, before a resumption drops the rows that it will make again.
+        # Read now, before a resumed training drops the rows that it will make again.
         self._last_logged_step = _last_step(run)
-        self._sent: dict[str, float] = {}  # the last step that each tracker has
+        self._sent: dict[str, float] = {}  # the last step that each tracker has received
         self._trackers: dict[str, Tracker] = {}
         self._done = self._total = 0.0
         self._step = 0
 
     def start(self, done: float, total: float, unit: str = "step") -> None:
-        """Open the trackers; one that is new to the run gets the rows there are."""
+        """Open the trackers; one that is new to the run receives all rows so far."""
         self._reporter.start(done, total, unit)
         self._done, self._total = done, total
         kept = _kept(self._run)
@@ -75,12 +76,12 @@ class Tracked(Reporter):
             self._show("views", self._views)
 
     def step(self, done: float) -> None:
-        """Tell the reporter; trackers hear of rows."""
+        """Tell the reporter; trackers receive rows only."""
         self._done = done
         self._reporter.step(done)
 
     def row(self, row: Mapping[str, float], text: str) -> None:
-        """Send a row; one that a resumption only made again is there already."""
+        """Send a row, unless a tracker has it already from before the training was resumed."""
         self._reporter.row(row, text)
         self._step = int(row["step"])
         for name, tracker in list(self._trackers.items()):
@@ -96,7 +97,7 @@ class Tracked(Reporter):
         self._reporter.warn(text)
 
     def end(self) -> None:
-        """Close the trackers, after the last pictures if the training is finished."""
+        """Close the trackers, after sending the last pictures if the training is finished."""
         self._reporter.end()
         if self._done >= self._total:
             self._show("matrix", self._matrices)
@@ -146,7 +147,7 @@ class Tracked(Reporter):
             self._try(name, tell, tracker)
 
     def _try(self, name: str, act: Callable[..., object], *arguments: Any) -> None:
-        """A tracker must not stop a training, nor print into its progress."""
+        """Call a tracker, which must not stop a training, nor print into its progress."""
         try:
             with redirect_stdout(StringIO()):
                 act(*arguments)
@@ -161,7 +162,7 @@ def _last_step(run: Run) -> float:
 
 
 def _send(tracker: Tracker, row: Mapping[str, float]) -> None:
-    """The step is where a tracker puts the values, not one of them."""
+    """Log a row without its step, which says where a tracker puts the values."""
     tracker.log({k: v for k, v in row.items() if k != "step"}, int(row["step"]))
 
 

@@ -1,4 +1,4 @@
-"""What a training measures between its epochs: the loss and the health of held-out images."""
+"""What a training measures between its epochs: the loss and health metrics on held-out images."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -26,17 +26,18 @@ HEALTH = (
     "rankme_embedding",
     "mean_abs_off_diagonal",
 )
-_EMBEDDINGS = 1024, 2048  # images and features of the embedding looked at, at most
-_VOTES = 512  # images whose votes for every class are held at a time
-_COLLAPSED = 2.0  # of effective rank
+_EMBEDDINGS = 1024, 2048  # at most this many images and features of the embedding are used
+_VOTES = 512  # images whose votes for every class are in memory at a time
+_COLLAPSED = 2.0  # an effective rank below this is a collapse
 
 
 def epochs_between_validations(images: int, validated: int) -> int:
     """Epochs between validations so that they take about 3 % of the time.
 
     Args:
-        images: in an epoch; each goes twice through the network and back, about six passes.
-        validated: held-out images; each takes four passes.
+        images: images in an epoch; each takes two forward and two backward passes, which cost as
+            much as six forward passes.
+        validated: held-out images; each takes four forward passes.
 
     Example:
         >>> epochs_between_validations(50_000, 2048), epochs_between_validations(4_000, 1000)
@@ -58,15 +59,15 @@ def validate(
 
     Args:
         fabric: the ranks that share the work.
-        model: in evaluation mode for the while.
+        model: is in evaluation mode meanwhile.
         wrapped: the model, or Fabric's wrapper of it, which sets the precision.
         loader: two views of held-out images, if there are any.
-        images: whose representation is looked at, without augmentation.
-        preprocess: brings them to the encoder.
+        images: those whose outputs are measured, without augmentation.
+        preprocess: prepares them for the encoder.
 
     Returns:
-        `val_loss` and its terms, means over the loader's first epoch; and `HEALTH`, of which
-        `knn_top1` only where there are labels.
+        `val_loss` and its terms, means over the loader's first epoch; and the metrics in `HEALTH`,
+        `knn_top1` only if there are labels.
     """
     model.eval()
     row: dict[str, float] = {}
@@ -86,7 +87,7 @@ def validate(
 
 
 def health_metrics(y: Tensor, z: Tensor, labels: Tensor | None) -> dict[str, float]:
-    """What can be said of a network from its outputs for images without augmentation.
+    """Health metrics of a network, from its outputs for images without augmentation.
 
     Args:
         y: representations, `(N, F)`.
@@ -94,8 +95,8 @@ def health_metrics(y: Tensor, z: Tensor, labels: Tensor | None) -> dict[str, flo
         labels: `(N,)`, -1 where unknown, or None.
 
     Returns:
-        By the names in `HEALTH`: the accuracy of a weighted vote of each image's 20 nearest
-        others (Wu et al. 2018; temperature 0.07), if there are labels; the effective rank of the
+        By the names in `HEALTH`: if there are labels, the accuracy of a weighted vote of the 20
+        images nearest to each (Wu et al. 2018; temperature 0.07); the effective rank of the
         representation (Roy and Vetterli 2007); RankMe of representation and embedding (Garrido et
         al. 2023); the mean absolute correlation between two features of the embedding.
 
@@ -118,7 +119,7 @@ def health_metrics(y: Tensor, z: Tensor, labels: Tensor | None) -> dict[str, flo
 def collapse_warning(row: dict[str, float]) -> str | None:
     """A warning if representation or embedding has collapsed to a line or a point."""
     for what, name in (("representation", "effective_rank"), ("embedding", "rankme_embedding")):
-        if not (rank := row.get(name, float("inf"))) >= _COLLAPSED:  # NaN for a point
+        if not (rank := row.get(name, float("inf"))) >= _COLLAPSED:  # NaN if collapsed to a point
             return (
                 f"the {what} has collapsed: its effective rank is {rank:.2f}; try a lower --lr, "
                 "a longer --warmup-epochs, a larger --batch-size or another --lambd"
@@ -142,9 +143,9 @@ def _leave_one_out(y: Tensor, labels: Tensor, k: int = 20, temperature: float = 
 def _outputs(
     fabric: "Fabric", model: BarlowTwins, images: Source, preprocess: Preprocess
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Representation and embedding of every image that can be read, on all ranks, and labels."""
+    """Representation of every readable image, embedding of some, and labels, on every rank."""
     mine = images.part(range(fabric.global_rank, len(images), fabric.world_size))
-    mine.max_broken = 1.0  # whether there are too many is judged where they are trained on
+    mine.max_broken = 1.0  # the loaders judge whether too many are broken
     dtype = next(model.parameters()).dtype
     found = []
     for batch, rows in eval_batches(mine, preprocess, 256, device=fabric.device):

@@ -221,7 +221,7 @@ def test_a_signal_to_the_whole_group_leaves_the_loaders_workers_to_their_trainin
         assert process.returncode == 1
     assert stderr.startswith(f"barlow: {name} at step"), stderr
     assert stderr.count("\n") == 1
-    assert "saved" in stderr
+    assert ": checkpoint saved;" in stderr
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["step"] >= 2
 
 

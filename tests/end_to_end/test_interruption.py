@@ -259,7 +259,9 @@ def test_a_second_training_in_the_same_run_is_refused_until_the_first_is_killed(
     output = second.communicate(timeout=120)[0]
     assert second.returncode == 2, output
     assert output.count("\n") == 1, output
-    named = re.search(rf"process (\d+) on host {re.escape(socket.gethostname())} trains", output)
+    named = re.search(
+        rf"process (\d+) on host {re.escape(socket.gethostname())} is already training", output
+    )
     os.kill(int(named[1]), 0)  # it is there
     assert run.starts() == before
     assert first.poll() is None

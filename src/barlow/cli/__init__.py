@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Command = Callable[[list[str]], None]  # given the arguments after its name
 
-_IN_BATCHES = ("pretrain", "evaluate", "transfer", "predict", "embed")  # with --batch-size
+_IN_BATCHES = ("pretrain", "evaluate", "transfer", "predict", "embed")  # commands with --batch-size
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -266,7 +266,7 @@ def _write_page(out: str, progress: "Reporter") -> None:
         return
     try:
         progress.say(f"wrote the run's page to {write_report([out])}")
-    except Exception as error:  # the training went well, whatever becomes of its page
+    except Exception as error:  # the training succeeded, with or without its page
         progress.warn(f"warning: cannot write the run's page: {one_line(error)}")
 
 

@@ -10,11 +10,11 @@ DONE, FAILED, USER_MISTAKE = 0, 1, 2
 
 
 def run_and_report(run: Callable[[], None], in_batches: bool) -> int:
-    """Run a command; print the error it ends in, if it is one that people can act on.
+    """Run a command; print the error that ends it, if the user can act on it.
 
     Args:
         run: the command.
-        in_batches: whether it has an option --batch-size, to be named where memory runs out.
+        in_batches: whether it has an option --batch-size, which is named if memory runs out.
 
     Returns:
         Exit status: 0 for success, 2 for a user's mistake, 1 for anything else. Unexpected errors

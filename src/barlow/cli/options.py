@@ -1,4 +1,4 @@
-"""Options from typed signatures: a dataclass or a function becomes a parser."""
+"""Options from typed signatures: makes a parser from a dataclass or a function."""
 
 import dataclasses
 import inspect
@@ -20,11 +20,11 @@ class Option(NamedTuple):
 
     name: str
     type: Any
-    default: Any  # inspect.Parameter.empty where one must be given
+    default: Any  # inspect.Parameter.empty if the option is required
     help: str
 
 
-# Required, but clearer by name than by place.
+# Required, but clearer as named options than as positional arguments.
 _NAMED = ("train", "test", "format", "out")
 
 
@@ -45,7 +45,7 @@ def options_of(target: Callable[..., Any]) -> list[Option]:
             field = target.__dataclass_fields__[name]  # type: ignore[attr-defined]
             if field.default_factory is not dataclasses.MISSING:
                 default = field.default_factory()
-        # Where a path or an object will do for a text, the command line gives the text.
+        # Where a parameter takes a path or an object as well as a string, it is given the string.
         kind = hints[name]
         if isinstance(kind, types.UnionType) and str in typing.get_args(kind):
             kind = str if default is not None else str | None
@@ -101,7 +101,7 @@ def add_options(
 
 
 def names(text: str | list[str]) -> list[str]:
-    """Several names with commas between them; a list, which the parser also asks about, as it is.
+    """Split names at commas; a list, which the parser also passes here, is returned unchanged.
 
     Example:
         >>> names("wandb, tensorboard")
@@ -113,7 +113,7 @@ def names(text: str | list[str]) -> list[str]:
 
 
 def parse(parser: "ArgumentParser", argv: list[str]) -> dict[str, Any]:
-    """The values given, by name; UserError with the nearest option for one that is not there."""
+    """The values given, by name; for an unknown option, a UserError with the nearest known one."""
     from jsonargparse import ArgumentError
 
     try:
@@ -154,7 +154,7 @@ def help_of(command: Callable[..., object]) -> str:
 
 
 def command_parser(command: Callable[..., object]) -> "ArgumentParser":
-    """The parser of a command, which has the name of its function without the underscore."""
+    """The parser of a command, which is named like its function without the underscore."""
     return new_parser(command.__name__.removeprefix("_"), help_of(command))
 
 

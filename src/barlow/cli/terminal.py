@@ -1,4 +1,4 @@
-"""What a person sees in the terminal."""
+"""What the user sees in the terminal."""
 
 import logging
 import sys
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from barlow.evaluation import Result
     from barlow.evaluation.compare import Comparison
 
-_ROWS, _SILENCE = 30.0, 60.0  # seconds between rows, and without a line
+_ROWS, _SILENCE = 30.0, 60.0  # seconds between rows, and without any line
 
 
 def reporter(quiet: bool = False, verbose: bool = False) -> Reporter:
-    """A bar in a terminal, lines in a log."""
+    """A progress bar in a terminal, lines in a log; with `quiet`, warnings only."""
     if quiet and verbose:
         raise UserError("--quiet and --verbose cannot be used together")
     if quiet:
@@ -28,16 +28,16 @@ def reporter(quiet: bool = False, verbose: bool = False) -> Reporter:
 
 
 class Warnings(Reporter):
-    """Only what is not as it should be."""
+    """Prints warnings only."""
 
     def warn(self, text: str) -> None:
         print(f"barlow: {text}", file=sys.stderr, flush=True)
 
 
 class Lines(Reporter):
-    """For logs: the first row, each with a look at held-out images, and one every half minute.
+    """For logs: the first row, every row with a validation, and otherwise one every half minute.
 
-    Or every row; and how far it is, after a minute without a line.
+    With `verbose`, every row. After a minute without a line, it says how far the work has come.
     """
 
     def __init__(self, verbose: bool) -> None:
@@ -100,7 +100,7 @@ class Bar(Reporter):
 
     def say(self, text: str) -> None:
         line = f"barlow: {text}"
-        if self._progress:  # `out`: brackets in a path are no markup
+        if self._progress:  # `out` does not read brackets in a path as markup
             self._progress.console.out(line, highlight=False)
         else:
             print(line)
@@ -115,7 +115,7 @@ class _ToStderr(logging.Handler):
 
 
 def log_to_stderr() -> None:
-    """From now on, log to stderr what a file of another project holds and what takes long."""
+    """From now on, log to stderr what was found in another project's file, and what is slow."""
     for name in ("barlow.share", "barlow.progress"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
@@ -123,7 +123,7 @@ def log_to_stderr() -> None:
 
 
 def print_table(result: "Result | Comparison | Listing") -> None:
-    """Print a result: drawn in a terminal, plain in a log."""
+    """Print a result: as a drawn table in a terminal, as plain text in a log."""
     from rich.console import Console
 
     console = Console()

@@ -66,7 +66,7 @@ def eval_batches(
 
     starts = range(0, len(source), batch_size)
     if device.type == "cpu" and not source.is_remote:
-        # The encoder wants every core: what decodes beside it only makes its threads wait.
+        # The encoder uses every core, so decoding at the same time would make its threads wait.
         pool = ThreadPoolExecutor(torch.get_num_threads())
         batches: Iterator[_Read] = (read(start, pool.map) for start in starts)
     else:
@@ -84,7 +84,7 @@ def eval_batches(
 def _ahead(
     pool: ThreadPoolExecutor, read: Callable[[int], _Read], starts: range, count: int
 ) -> Iterator[_Read]:
-    """What `read` makes of every start, in their order; so many more are read meanwhile."""
+    """The result of `read` for every start, in order, with up to `count` more read ahead."""
     ahead: deque[Future[_Read]] = deque()
     for start in starts:
         ahead.append(pool.submit(read, start))

@@ -1,4 +1,4 @@
-"""Anything that holds an image becomes a uint8 tensor (C, H, W), or a reason why not."""
+"""Decode anything that holds an image to a uint8 tensor (C, H, W), or say why it is broken."""
 
 import io
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ from torch import Tensor
 from barlow.data.files import read_bytes
 from barlow.errors import UserError, one_line
 
-# What a source stores for one image: a path, an encoded file, pixels (H, W) or (H, W, C), or
-# what `decode` made of one of these.
+# What a source stores for one image: a path, the bytes of an image file, pixels (H, W) or
+# (H, W, C), or the tensor that `decode` returned for one of these.
 Raw = str | bytes | np.ndarray[Any, Any] | Tensor
 
-MAX_PIXELS = 100_000_000  # a photograph of 10,000 x 10,000; more is taken for a bomb
-EXTENSIONS = (  # as str.endswith takes them
+MAX_PIXELS = 100_000_000  # 10,000 x 10,000; a larger image is treated as a decompression bomb
+EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".npy"),
 )
-UNREAD = (  # images too, but of formats that are not read
+UNREAD = (  # image formats that are not supported
     *(".heic", ".heif", ".jxl", ".psd", ".svg", ".exr", ".dcm"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
 )
@@ -35,7 +35,7 @@ class BrokenImage(Exception):
 
 
 class Picture:
-    """An opened image: its upright size is known, its pixels are read by `decode`."""
+    """An opened image whose upright size is known; its pixels are read by `decode`."""
 
     def __init__(self, raw: Raw, in_chans: int = 3) -> None:
         """Read the header of `raw`; see `decode` for the arguments and what is raised."""
@@ -66,9 +66,9 @@ class Picture:
         return self._image is not None and self._image.format in ("JPEG", "MPO")
 
     def decode(self, reduction: int = 1) -> Tensor:
-        """The pixels, uint8 (C, H, W), upright; of a reducible file H / reduction by W / reduction.
+        """The pixels, upright, uint8 (C, H, W); for a reducible file, H and W over `reduction`.
 
-        Closes the file: to be called once.
+        Closes the file, so it can be called only once.
         """
         if self._pixels is not None:
             return self._pixels
@@ -100,7 +100,7 @@ def decode(raw: Raw, in_chans: int = 3) -> Tensor:
 
 
 def max_16bit_value(raw: Raw, in_chans: int = 3) -> int | None:
-    """The largest value of a 16-bit image; None for any other, of whose file a header is read.
+    """The largest value of a 16-bit image; None for any other, whose file is not decoded.
 
     Raises:
         BrokenImage: if it cannot be read.
@@ -127,7 +127,7 @@ def max_16bit_value(raw: Raw, in_chans: int = 3) -> int | None:
 
 @contextmanager
 def _reasons() -> Iterator[None]:
-    """Whatever a decoder raises (OSError, SyntaxError, struct.error...) becomes BrokenImage."""
+    """Turn whatever a decoder raises (OSError, SyntaxError, struct.error...) into BrokenImage."""
     try:
         yield
     except (BrokenImage, UserError):
@@ -137,7 +137,7 @@ def _reasons() -> Iterator[None]:
 
 
 def open_image(raw: str | bytes) -> Image.Image:
-    """The header of an image file: size and mode, no pixels yet; refuses bombs."""
+    """Read the header of an image file (size and mode, no pixels); refuse decompression bombs."""
     data = raw if isinstance(raw, bytes) else read_bytes(raw)
     if not data:
         raise BrokenImage("empty")
@@ -150,15 +150,15 @@ def open_image(raw: str | bytes) -> Image.Image:
         image.close()
         raise BrokenImage(f"decompression bomb: {size}, more than {MAX_PIXELS} pixels")
     if image.format == "PNG" and "exif" not in image.info and b"eXIf" in data:
-        image.load()  # the tag stands behind the pixels
+        image.load()  # the EXIF chunk comes after the pixels in the file
     return image
 
 
 def _orientation(image: Image.Image) -> Any:
-    """How the image is to be turned, as EXIF numbers it; 1 if that cannot be read."""
-    try:  # a PNG's own `getexif` would decode its pixels to look behind them
+    """The image's EXIF orientation; 1, which is upright, if that cannot be read."""
+    try:  # PngImageFile's own `getexif` would decode the pixels to look for EXIF after them
         return Image.Image.getexif(image).get(_ORIENTATION, 1)
-    except Exception:  # of whatever Pillow's readers raise
+    except Exception:  # Pillow's readers raise exceptions of many types
         return 1
 
 
@@ -166,7 +166,7 @@ def from_pil(image: Image.Image, in_chans: int = 3) -> Tensor:
     """A PIL image, upright, as uint8 (in_chans, H, W); the first frame of an animation."""
     if in_chans not in (1, 3):
         return from_array(_stack_pages(image), in_chans)
-    if _orientation(image) != 1:  # exif_transpose copies even what is upright
+    if _orientation(image) != 1:  # exif_transpose would copy even an upright image
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         return from_array(_values(image), in_chans)
@@ -229,7 +229,7 @@ def _wide(array: np.ndarray[Any, Any]) -> bool:
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:
-    """Transparent images on white: what lies under the transparency is no picture."""
+    """Put a transparent image on white: the colours under its transparency are arbitrary."""
     if image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
         image = image.convert("RGBA")
     if image.mode in ("La", "RGBa"):
@@ -254,7 +254,7 @@ def _stack_pages(image: Image.Image) -> np.ndarray[Any, Any]:
 
 
 def _values(image: Image.Image) -> np.ndarray[Any, Any]:
-    """The pixels; those of mode "I" are 16-bit ones, which Pillow opens as 32-bit integers."""
+    """The pixels; those of a 16-bit image, which Pillow opens as int32 (mode "I"), as uint16."""
     array = np.asarray(image)
     if image.mode == "I" and array.min() >= 0 and array.max() <= 65535:
         array = array.astype(np.uint16)

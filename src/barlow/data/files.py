@@ -1,4 +1,4 @@
-"""Bytes from files that may be far away."""
+"""Reading bytes from files that may be on a network disk."""
 
 import errno
 import os
@@ -7,19 +7,19 @@ from pathlib import Path
 
 from barlow.errors import UserError
 
-_AWAY = {  # no fault of a file's: of the network behind it, or of a machine that has run short
+_AWAY = {  # not the file's fault: the network failed, or the machine ran out of resources
     *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET),
     *(errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
 }
-_WAITS = (0.1, 1.0, 10.0, 30.0)  # seconds before a file is tried again
+_WAITS = (0.1, 1.0, 10.0, 30.0)  # seconds to wait before each further attempt
 
 
 def read_bytes(file: str | Path, start: int = 0, size: int = -1) -> bytes:
-    """A file or a piece of it, tried again while its disk is away.
+    """Read a file or a part of it, and retry while its disk is unavailable.
 
     Raises:
-        UserError: if the disk stays away.
-        OSError: if it is the file that cannot be read.
+        UserError: if the disk stays unavailable.
+        OSError: if the file itself cannot be read.
     """
     tried = 0
     while True:
@@ -31,7 +31,7 @@ def read_bytes(file: str | Path, start: int = 0, size: int = -1) -> bytes:
             away = error.errno in _AWAY
             if not away and error.errno != errno.EIO:
                 raise
-            # A bad sector stays bad; over a network, EIO passes in a second or two.
+            # EIO is permanent for a bad sector; from a network disk it passes in a second or two.
             waits = _WAITS if away else _WAITS[:2]
             if tried < len(waits):
                 time.sleep(waits[tried])

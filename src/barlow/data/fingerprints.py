@@ -1,4 +1,4 @@
-"""Hashes of what images are: files by name, size and time, images in memory by their bytes."""
+"""Hashes of a source's images: of the names, sizes and times of files, of the bytes of others."""
 
 import hashlib
 import os
@@ -10,12 +10,13 @@ import numpy as np
 
 from barlow.data.source import Source
 
-# Over a network each file is a round trip; on a disk it is quicker than handing it to a thread.
+# On a network disk every `stat` is a round trip, so many threads share them. On a local disk it
+# takes less time than handing a file to a thread, so each thread gets many files at a time.
 _THREADS, _TOGETHER = 16, 64
 
 
 def content_hash(source: Source) -> str:
-    """A hash of what the images are: all bytes, or for files their names, sizes and times."""
+    """A hash of the images: of all their bytes or, for files, of their names, sizes and times."""
     digest = hashlib.sha256(f"{len(source)} {source.in_chans}".encode())
     on_disk = len(source) > 0 and isinstance(source.records[0], str)
     states: Iterator[str] = file_states(source) if on_disk else repeat("")
@@ -32,7 +33,7 @@ def content_hash(source: Source) -> str:
 
 
 def file_states(source: Source) -> Iterator[str]:
-    """`file_state` of each image in order, many asked for at a time; "" for one that is no file."""
+    """`file_state` of each image in order, read in parallel; "" for an image that is not a file."""
 
     def states(start: int) -> list[str]:
         rows = range(start, min(start + _TOGETHER, len(source)))
@@ -44,9 +45,9 @@ def file_states(source: Source) -> Iterator[str]:
 
 
 def file_state(file: str) -> str:
-    """Size and time of a file, which change with it, or that it cannot be found."""
+    """A file's size and modification time, which change with its content, or "missing"."""
     try:
         stat = os.stat(file)
-    except (OSError, ValueError):  # ValueError: no name that a file can have
+    except (OSError, ValueError):  # ValueError: no file can have this name
         return "missing"
     return f"{stat.st_size} {stat.st_mtime_ns}"

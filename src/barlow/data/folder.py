@@ -1,4 +1,4 @@
-"""A folder of images of any depth, by a plain directory walk."""
+"""A folder of images at any depth, read by a plain directory walk."""
 
 import logging
 import os
@@ -19,25 +19,25 @@ log = logging.getLogger(__name__)
 
 
 class Paths(Sequence[str]):
-    """Many paths in one piece of memory: ids, which are to be read, or below a root, to be opened.
+    """Many paths in one block of memory: readable ids or, below a root, paths that can be opened.
 
-    A million Python strings are a million objects, each copied into every worker when its
-    reference count is touched; one array of bytes and one of offsets are shared by all.
+    A million Python strings are a million objects, and touching a reference count copies the
+    memory around it into the worker; one array of bytes and one of offsets are shared by all.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        """The names as ids; see `under`."""
+        """Store the names as ids; `under` turns them into paths."""
         encoded = [os.fsencode(name) for name in names]
         self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
         self._bytes = b"".join(encoded)
         self._root: str | None = None
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of paths."""
         return len(self._ends)
 
     def __getitem__(self, index: Any) -> Any:
-        """One, or a slice of them."""
+        """One path, or a list of those in a slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
@@ -48,7 +48,7 @@ class Paths(Sequence[str]):
         return printable(name) if self._root is None else os.path.join(self._root, name)
 
     def under(self, root: str) -> "Paths":
-        """The files of these names below a root."""
+        """The same names as paths below `root`."""
         other = Paths.__new__(Paths)
         other._ends, other._bytes, other._root = self._ends, self._bytes, root
         return other
@@ -59,7 +59,7 @@ class Paths(Sequence[str]):
 
 
 def printable(name: str) -> str:
-    """A file name as text that can be written anywhere: bytes that are no UTF-8 as `\\xe9`."""
+    """A file name as text that can be written anywhere: bytes that are not UTF-8 as `\\xe9`."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
@@ -94,9 +94,9 @@ def open_folder(path: Path, choose: SplitChooser) -> Table:
 
 
 def _splits(path: Path) -> tuple[list[str], list[str]]:
-    """The folders that are splits, and what images stand beside them.
+    """The folders that are splits, and the images and folders of images beside them.
 
-    Among classes, a folder called `train` is one of them.
+    Among folders that are classes, a folder called `train` is a class too.
     """
     folders = _folders(path)
     splits = [name for name in folders if name.lower() in NAMES]
@@ -116,7 +116,7 @@ def _splits(path: Path) -> tuple[list[str], list[str]]:
 
 
 def images_beside(path: Path, splits: Sequence[str]) -> list[str]:
-    """The folders with images, and then the images, that stand beside some folders."""
+    """The folders that contain images, then the images, beside the given splits."""
     found = [
         name
         for name in _folders(path)
@@ -128,9 +128,10 @@ def images_beside(path: Path, splits: Sequence[str]) -> list[str]:
 
 
 def default_to_train(splits: Sequence[str], names: Iterable[str], source: object) -> list[str]:
-    """The split of each of some files or rows, "" for what has none.
+    """The split of every file or row; "" for those that have none.
 
-    What has none is for training if all others are held out, and else named in a warning.
+    Those without a split are for training if all others are held out. Otherwise a warning says that
+    they are left out, unless no file or row has a split.
     """
     found = sorted(set(splits) - {""})
     if found and all(map(is_held_out, found)):
@@ -142,15 +143,15 @@ def default_to_train(splits: Sequence[str], names: Iterable[str], source: object
 
 
 def files_below(folder: Path, ending: str) -> list[Path]:
-    """The files of an ending, in order; as in a folder of images, hidden ones are left out."""
+    """The files with an ending, sorted; as in a folder of images, hidden ones are left out."""
     return sorted(folder / name for name, _ in walk(folder) if name.endswith(ending))
 
 
 def walk(folder: Path, prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """Names relative to the source, and whether each is an image; hidden ones are left out."""
+    """Every file's name relative to the source, and whether it is an image; no hidden files."""
     pending = [(str(folder), prefix)]
     top = os.path.realpath(folder)
-    walked = {top}  # and where links lead: what is below comes once
+    walked = {top}  # and the targets of links, so that no file is found twice
     while pending:
         folder_path, prefix = pending.pop()
         for entry in entries_of(folder_path):
@@ -170,7 +171,7 @@ def walk(folder: Path, prefix: str = "") -> Iterator[tuple[str, bool]]:
 
 
 def entries_of(folder: str | Path) -> Iterator["os.DirEntry[str]"]:
-    """What is in a folder and not hidden; nothing if it cannot be read."""
+    """The entries of a folder that are not hidden; none, with a warning, if it is unreadable."""
     try:
         with os.scandir(folder) as entries:
             yield from (entry for entry in entries if not entry.name.startswith("."))
@@ -179,7 +180,7 @@ def entries_of(folder: str | Path) -> Iterator["os.DirEntry[str]"]:
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    # Unlike `entry.is_dir`, `isdir` takes a link that cannot be followed for no folder.
+    # `isdir` is false for a link that cannot be followed, where `entry.is_dir` raises.
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
@@ -188,7 +189,7 @@ def _is_image(name: str) -> bool:
 
 
 def _is_walked(place: str, tops: set[str]) -> bool:
-    """Whether a walk from one of `tops`, which may be hidden, comes to `place`."""
+    """Whether a walk from one of `tops`, which may themselves be hidden, reaches `place`."""
     while place not in tops:
         above, name = os.path.split(place)
         if name.startswith(".") or above == place:
@@ -200,22 +201,22 @@ def _is_walked(place: str, tops: set[str]) -> bool:
 def _labels(
     names: list[str], path: Path, splits: list[str]
 ) -> tuple[np.ndarray[Any, Any] | None, list[str] | None]:
-    """Classes are the first folders that tell images apart."""
+    """Labels and class names; the classes are the first level of folders that images differ in."""
     depth = 1 if splits else 0
     if not splits:
-        # root/images/cat/1.jpg: what all share is no class.
+        # In root/images/cat/1.jpg, a folder that all images share is not a class.
         shared = os.path.commonpath([names[0], names[-1]]) if len(names) > 1 else ""
         folder = shared if os.path.isdir(path / shared) else ""
         depth = len(Path(folder).parts)
     number: dict[str, int] = {}
     numbers = np.empty(len(names), dtype=np.int64)
-    for i, name in enumerate(names):  # no list of parts: a million names are many
+    for i, name in enumerate(names):  # no list of all parts: there may be a million names
         parts = name.split("/", depth + 1)
         if len(parts) < depth + 2:
             return None, None
         numbers[i] = number.setdefault(parts[depth], len(number))
     folders = set(number)
-    for split in splits:  # train and test number their classes alike
+    for split in splits:  # so that train and test number their classes alike
         folders.update(_folders(path / split))
     classes = sorted(folders)
     place = {name: i for i, name in enumerate(classes)}
@@ -228,7 +229,7 @@ def _folders(path: Path) -> list[str]:
 
 
 def some_of(names: Iterable[str]) -> str:
-    """The first names of many, for a message.
+    """The first few of many names, for a message.
 
     Example:
         >>> some_of("abcdef")

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub: downloaded once, or read from the hub if they do not fit."""
+"""Hugging Face data sets: downloaded once, or read remotely if they do not fit on the disk."""
 
 import shutil
 from pathlib import Path
@@ -11,11 +11,11 @@ from barlow.data.splits import SplitChooser
 from barlow.errors import UserError, one_line
 
 PREFIX = "hf://"
-_COPIES = 2  # `datasets` keeps what it downloads beside what it makes of it
+_COPIES = 2  # `datasets` keeps both the files it downloads and the copy it converts them to
 
 
 def open_hub(name: str, choose: SplitChooser) -> Table:
-    """`owner/name` on the hub, or in its local cache when there is no network."""
+    """Open `owner/name` on the hub, or in the hub's local cache when there is no network."""
     import datasets
     from huggingface_hub import HfFileSystem
 
@@ -46,7 +46,7 @@ def open_hub(name: str, choose: SplitChooser) -> Table:
 
 
 def _missing_bytes(builder: Any) -> int:
-    """What `datasets` would write to make the data set local; 0 if it has."""
+    """Bytes that `datasets` would write to store the data set locally; 0 if it already has."""
     from huggingface_hub import HfFileSystem
 
     if Path(builder.cache_dir).exists() or not builder.config.data_files:
@@ -54,7 +54,7 @@ def _missing_bytes(builder: Any) -> int:
     system = HfFileSystem()
     files = {file for split in builder.config.data_files.values() for file in split}
     for folder in {file.rpartition("/")[0] for file in files}:
-        system.ls(folder)  # one request for all sizes in it
+        system.ls(folder)  # one request caches the sizes of all its files
     total: int = _COPIES * sum(system.info(file)["size"] for file in files)
     return total
 

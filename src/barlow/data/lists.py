@@ -22,7 +22,7 @@ LABEL_COLUMNS = ("label", "labels", "class", "category", "target")
 
 
 def open_text(path: Path, choose: SplitChooser) -> Table:
-    """A list of paths, one a line, relative to the list; a label may follow after a tab."""
+    """A list of paths relative to the list, one per line; a label may follow after a tab."""
     choose([])
     lines = [line.strip() for line in _lines(path) if not line.startswith("#")]
     rows = [line.partition("\t") for line in lines if line]
@@ -48,7 +48,7 @@ def metadata_files(path: Path) -> dict[str, Path]:
 
 
 def open_metadata(path: Path, choose: SplitChooser) -> Table:
-    """A folder with metadata.csv or .jsonl: the images they name, with their labels."""
+    """A folder with metadata.csv or .jsonl: the images named there, with their labels."""
     found = metadata_files(path)
     if "" in found:
         rows = _rows(found[""])
@@ -73,7 +73,8 @@ def _from_rows(path: Path, rows: list[dict[str, Any]], file: Path) -> Table:
         raise UserError(f"{file} lists no images")
     column = next((c for c in LABEL_COLUMNS if any(c in row for row in rows)), None)
     labels = ["" if column is None else text_of(row.get(column)) for row in rows]
-    if all(re.fullmatch(r"(\d+\.0)?", label) for label in labels):  # pandas, as in `text_of`
+    # pandas writes whole numbers as floats where some are missing; see `text_of`.
+    if all(re.fullmatch(r"(\d+\.0)?", label) for label in labels):
         labels = [label.removesuffix(".0") for label in labels]
     return _table(path, [_name(row, file) for row in rows], labels)
 
@@ -133,10 +134,10 @@ def _table(root: Path, names: list[str], labels: list[str]) -> Table:
 
 
 def text_of(value: Any) -> str:
-    """A label or split as text; "" for one that is not known: null, or NaN as pandas writes it.
+    """A label or split as text; "" for a missing one: null, or the NaN that pandas writes.
 
-    A column of whole numbers with gaps is one of floats: its 3.0 is the 3 of a column without.
-    Spaces around a name are no part of it.
+    pandas stores whole numbers as floats if some are missing, so the float 3.0 becomes "3", as in
+    a column without gaps. Spaces around a name are removed.
 
     Example:
         >>> text_of(3.0), text_of(0.5), text_of("3.0"), text_of(None), text_of("cat ")
@@ -150,7 +151,8 @@ def text_of(value: Any) -> str:
 def numbered(labels: list[str]) -> tuple[np.ndarray[Any, Any] | None, list[str] | None]:
     """Labels as numbers, -1 where there is none (""), and the names of the classes.
 
-    Whole numbers are in the order of numbers, 10 after 9. None if there are no labels at all.
+    Classes that are whole numbers are sorted as numbers, 10 after 9. Both results are None if there
+    are no labels at all.
 
     Example:
         >>> numbered(["dog", "cat", "", "dog"])

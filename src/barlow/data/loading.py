@@ -84,7 +84,7 @@ class Loader:
             images, self._rows = loaded
             if fits_batched_crop(images, views.image_size):
                 self._images = images  # cropped as a batch, on the device
-            else:  # the workers cut, one image after another, what needs no decoding any more
+            else:  # the workers crop the decoded images one by one
                 self._read = memory.in_memory(source, images)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -115,7 +115,7 @@ class Loader:
                 yield self.views.finish(view1, view2, key, crops.position)
 
     def _positions(self, first_step: int) -> Iterator[Tensor]:
-        """Where this rank's images stand in the epoch's order, (batch_size / world_size,)."""
+        """Positions of this rank's images, (batch_size / world_size,) for each step."""
         share = self.batch_size // self.world_size
         for step in range(first_step, self.steps_per_epoch):
             start = step * self.batch_size + self.rank * share

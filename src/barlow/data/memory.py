@@ -15,10 +15,10 @@ from torch import Tensor
 from barlow.data.decode import BrokenImage, Raw, decode
 from barlow.data.source import Records, Source
 
-# Images decoded before the first batch: at the 0.13 ms that a small PNG takes a core, 40 seconds.
-# More than that are streamed, which starts at once and gives the same views.
+# The most images that are decoded before the first batch: at 0.13 ms for a small PNG on one core,
+# they take 40 seconds. Larger sources are streamed, which starts at once and gives the same views.
 MOST = 300_000
-# What a container may use, by version 2 and 1 of Linux's control groups.
+# Files with a container's memory limit, in versions 2 and 1 of Linux's control groups.
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -26,26 +26,26 @@ def default_budget(world_size: int = 1) -> int:
     """A quarter of this machine's or container's memory, in bytes, shared among the ranks."""
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for file in _LIMITS:
-        with suppress(OSError, ValueError):  # not there; "max"
+        with suppress(OSError, ValueError):  # no such file; "max" means no limit
             sizes.append(int(Path(file).read_text()))
     return min(sizes) // 4 // world_size
 
 
 def load_if_fits(source: Source, budget: int, view_size: int) -> tuple[Tensor, Tensor] | None:
-    """Decode every image, if all have one size and fit.
+    """Decode every image, if all have the same size and fit in memory.
 
-    More than `MOST` images are not waited for. JPEGs of twice the views' size and more are left
-    to the other way, which decodes them smaller where a crop allows it. So whether images fit
-    changes the speed and not one pixel.
+    More than `MOST` images are streamed, because decoding them would delay the first batch. JPEGs
+    at least twice as large as the views are always streamed too, because streaming decodes them at
+    a reduced size where a crop allows it. So whether images fit affects the speed but no pixel.
 
     Args:
-        source: where the images are.
-        budget: bytes.
+        source: the images.
+        budget: bytes that they may take.
         view_size: side of the views.
 
     Returns:
-        The images, uint8 (N, C, H, W), and for each the row to use, (N,): its own, or the next
-        good one's if it is broken. None if they do not fit or differ in size.
+        The images, uint8 (N, C, H, W), and for each the row to use, (N,): its own, or that of the
+        next good image if it is broken. None if they do not fit or differ in size.
     """
     if len(source) > MOST or source.is_remote:
         return None
@@ -69,7 +69,7 @@ def load_if_fits(source: Source, budget: int, view_size: int) -> tuple[Tensor, T
 
 
 def in_memory(source: Source, images: Tensor) -> Source:
-    """The same source, its images taken from a tensor (N, C, H, W) instead of its files."""
+    """The same source, with its images taken from a tensor (N, C, H, W) instead of its files."""
     source = copy(source)
     source.records = images
     return source
@@ -96,12 +96,12 @@ def _all(records: Records) -> Iterator[Raw]:
 
 
 def _threads(shape: torch.Size) -> int:
-    """Decoders let go of Python's lock; the work around a small image does not."""
+    """Number of decoding threads; one for small images, as only decoders release Python's lock."""
     return 1 if shape.numel() <= 3 * 64 * 64 else min(8, os.cpu_count() or 1)
 
 
 def next_good(good: Tensor) -> Tensor:
-    """For each row itself if it is good, else the next good row, around the end.
+    """For each row, the row itself if it is good, else the next good row, wrapping at the end.
 
     Example:
         >>> next_good(torch.tensor([True, False, False, True, False]))
@@ -113,7 +113,7 @@ def next_good(good: Tensor) -> Tensor:
 
 
 def _common_shape(source: Source, reduced_from: int, tries: int = 32) -> torch.Size | None:
-    """The shape of images spread over the source, if they agree and none can be reduced."""
+    """The shape of images spread over the source; None if it differs or one can be reduced."""
     shape = None
     for i in np.unique(np.linspace(0, len(source) - 1, tries).round().astype(int)):
         try:

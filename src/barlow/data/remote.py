@@ -1,4 +1,4 @@
-"""Parquet files on the hub that are read where they are, one row group at a time."""
+"""Parquet files on the hub that are read without downloading them, one row group at a time."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 _AT_ONCE = 2**28  # bytes of row groups that are shuffled together and that a worker keeps
-_MOST = 16  # groups: of the hub's 100 photographs each, a shuffle over 1,600
+_MOST = 16  # row groups; with the hub's 100 photographs in each, 1,600 are shuffled together
 
 
 class RowGroups:
-    """The images of Parquet files that are far away; a row group is fetched whole, and kept."""
+    """The images of remote Parquet files; row groups are fetched whole, and the last few kept."""
 
     def __init__(
         self,
@@ -29,13 +29,13 @@ class RowGroups:
         column: str,
         keep: int,
     ) -> None:
-        """`places`: file, its metadata and number of the group in it; `starts`: first rows."""
+        """`places`: each group's file, its metadata, the group's index; `starts`: first rows."""
         self._system, self._places, self._starts = system, places, starts
         self._column, self._keep = column, keep
         self._kept: dict[int, Any] = {}
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of rows."""
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> Raw:
@@ -44,7 +44,7 @@ class RowGroups:
         if (rows := self._kept.get(group)) is None:
             rows = self._kept[group] = self._fetch(group)
             while len(self._kept) > self._keep:
-                self._kept.pop(next(iter(self._kept)), None)  # the one fetched first
+                self._kept.pop(next(iter(self._kept)), None)  # the oldest
         return raw_of(rows[int(index - self._starts[group])].as_py())
 
     def _fetch(self, group: int) -> Any:
@@ -56,7 +56,7 @@ class RowGroups:
                 table = pq.ParquetFile(file, metadata=metadata).read_row_group(
                     number, columns=[self._column], use_threads=False
                 )
-        except Exception as error:  # of the network, of its libraries, of Parquet
+        except Exception as error:  # from the network, its libraries or Parquet
             why = one_line(error, 200)
             raise UserError(
                 f"cannot read {name} from the hub ({why}): run the same command again to resume"
@@ -65,16 +65,16 @@ class RowGroups:
 
 
 def open_remote(system: "AbstractFileSystem", files: Sequence[str], name: str, split: str) -> Table:
-    """Parquet files on the hub without downloading them: their footers alone are read now.
+    """Open Parquet files on the hub without downloading them: only their footers are read now.
 
     Args:
         system: where the files are.
-        files: the files' names there; they hold a revision, or do not change.
+        files: their names there, which contain a revision unless the files never change.
         name: what the user called the data set.
-        split: what the rows are called in ids.
+        split: prefix of the ids of the rows.
 
     Returns:
-        The table; labels are left out, which would take a request for every row group.
+        The table, without labels: they would take a request for every row group.
     """
     import pyarrow.parquet as pq
     from datasets import Features

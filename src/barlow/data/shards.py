@@ -20,18 +20,18 @@ from barlow.data.splits import NAMES, SplitChooser
 from barlow.errors import UserError
 
 _LABELS = (".cls", ".json")
-_AT_ONCE = 8  # shards whose headers are read together: it is the disk that is waited for
+_AT_ONCE = 8  # shards whose headers are read in parallel, as reading them is mostly waiting
 
 
 class Members:
     """Files inside tar files, each read with one seek."""
 
     def __init__(self, shards: list[Path], places: np.ndarray[Any, Any]) -> None:
-        """`places`: (N, 3) number of the shard, offset and size in bytes."""
+        """`places`: (N, 3), the index of the shard, and the offset and size in bytes."""
         self._shards, self._places = shards, places
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of images."""
         return len(self._places)
 
     def __getitem__(self, index: int) -> Raw:
@@ -74,7 +74,7 @@ def open_shards(path: Path, choose: SplitChooser) -> Table:
 
 
 def _images(file: Path) -> Iterator[tuple[str, int, int, str]]:
-    """Name, offset, size and label ("" if none) of every image; what shares a stem is a sample."""
+    """Name, offset, size and label ("" if none) of every image; a sample's files share a stem."""
     stem, label = "", ""
     images: list[tuple[str, int, int]] = []
     try:

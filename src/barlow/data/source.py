@@ -17,7 +17,7 @@ MAX_BROKEN = 0.05
 
 
 class Records(Protocol):
-    """What is stored for each image, read when asked for."""
+    """What is stored for each image, read on access."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Raw: ...
@@ -25,7 +25,7 @@ class Records(Protocol):
 
 @dataclass(frozen=True)
 class Table:
-    """What an opener finds: records, ids and labels side by side."""
+    """What opening a source yields: the records of its images, and their ids and labels."""
 
     records: Records
     ids: Sequence[str]
@@ -33,9 +33,9 @@ class Table:
     classes: list[str] | None = None
     fingerprint: str = ""
     blocks: np.ndarray[Any, Any] | None = None
-    """Where the runs of records begin that are read in one go, and the end; None: one by one."""
+    """Starts of the blocks of records that are read in one go, and the end; None: one by one."""
     blocks_together: int = 1
-    """How many of them may be held at a time."""
+    """How many blocks may be held in memory at a time."""
 
 
 class Source:
@@ -47,7 +47,7 @@ class Source:
         name: the source as the user wrote it.
         table: where the images are.
         in_chans: number of channels that every image is converted to.
-        limit: use only the first so many images.
+        limit: use only the first `limit` images.
         max_broken: largest share of images that may be broken.
     """
 
@@ -88,7 +88,7 @@ class Source:
         """The order of an epoch, (N,), under a key of `address`.
 
         Images that are read one by one are fully shuffled. If they come in blocks, the blocks are
-        shuffled, and images only among as many blocks as may be held at a time.
+        shuffled, and images only within groups of as many blocks as may be held at a time.
         """
         if self._blocks is None:
             return address.permutation(self._len, key)
@@ -133,10 +133,10 @@ class Source:
         return Source(self.name, table, self.in_chans, max_broken=self.max_broken)
 
     def spread(self, number: int) -> "Source":
-        """At most `number` of its images, spread over the source; of a remote one the first."""
+        """At most `number` images, spread over the source; of a remote source, the first ones."""
         if number >= len(self):
             return self
-        # Of a remote one, from everywhere would be a block fetched for every image.
+        # Spread over a remote source, each image would need a block of its own to be fetched.
         return self.part(range(number) if self.is_remote else spread(len(self), number))
 
     def __repr__(self) -> str:
@@ -158,27 +158,28 @@ class _Chosen:
 
 
 class RowIds(Sequence[str]):
-    """Ids of rows, made when asked for: `prefix:0`, `prefix:1`..."""
+    """Ids of rows, made on access: `prefix:0`, `prefix:1`..."""
 
     def __init__(self, prefix: str, rows: range) -> None:
-        """Rows `rows` of what is called `prefix`."""
+        """The ids of `rows`, each with `prefix` in front."""
         self._prefix, self._rows = prefix, rows
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of rows."""
         return len(self._rows)
 
     def __getitem__(self, index: Any) -> Any:
-        """One, or a slice of them."""
+        """One id, or the ids of a slice."""
         if isinstance(index, slice):
             return RowIds(self._prefix, self._rows[index])
         return f"{self._prefix}:{self._rows[index]}"
 
 
 def spread(number: int, most: int) -> list[int]:
-    """At most so many of a number of rows, each once, from everywhere, at no fixed distance.
+    """At most `most` of `number` rows, each once, spread over all of them at random distances.
 
-    Sources are often sorted by class, or have the classes in turns.
+    Sources are often sorted by class, so the first rows would not represent them, or cycle through
+    the classes, so rows at a fixed distance would not.
 
     Example:
         >>> rows = spread(25, 20)
@@ -188,13 +189,13 @@ def spread(number: int, most: int) -> list[int]:
     if number <= most:
         return list(range(number))
     within = address.uniform(address.SPREAD, torch.arange(most), 1)[:, 0].double()
-    ends = torch.arange(most + 1) * number // most  # one row of each of so many ranges
+    ends = torch.arange(most + 1) * number // most  # one row from each of `most` ranges
     rows: list[int] = (ends[:-1] + (ends.diff() * within).long()).tolist()
     return rows
 
 
 def hash_of(parts: Iterable[str | bytes]) -> str:
-    """A short hash of texts."""
+    """A short hash of strings and bytes."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part if isinstance(part, bytes) else part.encode())

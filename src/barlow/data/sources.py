@@ -1,4 +1,4 @@
-"""The table that recognises a source from one string."""
+"""Opening a source, whose kind is recognised from one string."""
 
 import difflib
 import logging
@@ -23,9 +23,9 @@ from barlow.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_LOOKED_AT = 8  # images of a source of 16-bit ones
+_LOOKED_AT = 8  # images of a 16-bit source that are checked for being dark
 _DARK = 65536 // 4
-_warned = set[str]()  # a command opens a source again for its test images, trackers, page
+_warned = set[str]()  # sources; a command opens one again for its test images, trackers and page
 
 NAMED: dict[str, Callable[[SplitChooser], Table]] = {
     "mnist5k": open_mnist5k,
@@ -55,7 +55,7 @@ def open_source(
         split: "train", "test" (else the validation split) or another name; None reads everything,
             as does a source without splits. A split in `source` takes precedence.
         in_chans: number of channels that every image is converted to.
-        limit: use only the first so many images.
+        limit: use only the first `limit` images.
         max_broken: largest share of images that may turn out to be broken.
 
     Returns:
@@ -88,7 +88,7 @@ def open_held_out(source: str, *, in_chans: int = 3) -> Source | None:
         Source('mnist5k', 1000 images)
     """
     name, explicit = _parse(source)
-    if explicit:  # who picks a split by hand gets this split and no other
+    if explicit:  # a user who names a split gets that split and no other
         return None
     try:
         table = _open(name, split_chooser(name, "held_out", explicit=False))
@@ -98,7 +98,7 @@ def open_held_out(source: str, *, in_chans: int = 3) -> Source | None:
 
 
 def _warn_if_dark(images: Source) -> None:
-    """Warn once of 16-bit images that use little of their range; of others one is looked at."""
+    """Warn once if 16-bit images use little of their range; any other image ends the check."""
     if images.is_remote or images.name in _warned:
         return
     most = 0
@@ -145,7 +145,7 @@ def _open(name: str, choose: SplitChooser) -> Table:
 
 
 def _opener(folder: Path) -> Callable[[Path, SplitChooser], Table]:
-    """What a folder holds: Parquet with images, shards, listed images, or images."""
+    """The opener for what a folder holds: Parquet with images, shards, listed images, or images."""
     for place in [folder, *(folder / name for name in sorted({"data", *NAMES}))]:
         if not place.is_dir():
             continue
@@ -159,7 +159,7 @@ def _opener(folder: Path) -> Callable[[Path, SplitChooser], Table]:
 
 
 def _outnumbered(folder: Path, tars: list[str]) -> bool:
-    """Whether there are more images than tar files beside them: then these are no shards."""
+    """Whether a folder has more images than tar files; the tar files are then not shards."""
     images = (name for name, is_image in walk(folder) if is_image)
     some = list(islice(images, len(tars) + 1))
     more = len(some) > len(tars)

@@ -10,7 +10,7 @@ class SplitChooser(Protocol):
     """Given the available splits (none if the source has none), returns those to read."""
 
     def __call__(self, available: Sequence[str], beside: str = "", /) -> list[str]:
-        """`beside`: the images that are in no split, if no split is for training."""
+        """`beside`: names of the images that are in no split, if no split is for training."""
         ...
 
 

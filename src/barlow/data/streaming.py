@@ -1,4 +1,4 @@
-"""Images that do not fit in memory: workers decode each once and cut both crops there."""
+"""Images that do not fit in memory: workers decode each image once and cut both crops from it."""
 
 import multiprocessing
 import os
@@ -21,8 +21,8 @@ from barlow.errors import UserError
 from barlow.signals import SIGNALS
 from barlow.views import TwoViews, geometry
 
-_MAX_TRIES = 100  # broken images in a row before a replacement is given up
-_AT_ONCE = 32  # files that are held open while their boxes are drawn together
+_MAX_TRIES = 100  # broken images in a row after which no further replacement is tried
+_AT_ONCE = 32  # files that are open at a time, so that their boxes are drawn together
 
 Address = tuple[Tensor, Tensor]  # rows of the source and positions in the epoch, both (n,)
 
@@ -31,7 +31,7 @@ Address = tuple[Tensor, Tensor]  # rows of the source and positions in the epoch
 class Crops:
     """What a worker sends back for one batch."""
 
-    view1: Tensor  # (n, C, S, S), uint8 or float 0 to 1, as `views.crop` gives them
+    view1: Tensor  # (n, C, S, S), uint8 or float 0 to 1, as `views.crop` returns them
     view2: Tensor
     position: Tensor  # (n,)
     broken: list[tuple[int, str]] = field(default_factory=list)  # (row, reason)
@@ -40,22 +40,23 @@ class Crops:
 def stream(
     source: Source, views: TwoViews, addresses: Iterable[Address], key: int, workers: int
 ) -> Iterator[Crops]:
-    """The crops of one batch after another, cut by worker processes.
+    """Yield the crops of one batch after another, cut by worker processes.
 
     Args:
         source: the images.
-        views: says which crops.
-        addresses: for each batch the rows it is made of and their positions.
-        key: of the epoch's views.
-        workers: processes; 0 does the work in this one.
+        views: determines the crops.
+        addresses: for each batch, its rows and their positions in the epoch.
+        key: the key of the epoch's views.
+        workers: number of processes; 0 does the work in the calling process.
     """
     # fork: a worker starts in milliseconds and shares the list of files. torch's and Python's
     # defaults on Linux have moved to forkserver, which starts by importing torch again.
     fork = workers > 0 and sys.platform == "linux"
     with warnings.catch_warnings():
-        # Python 3.12 warns of fork beside threads; workers run no thread that the parent had.
+        # Python 3.12 warns that fork may deadlock in a process with threads; the workers run none
+        # of the threads that the parent had.
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-        # More workers than cores is what the user asked for.
+        # If there are more workers than cores, the user asked for them.
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         batches = iter(
             DataLoader(
@@ -75,15 +76,15 @@ def stream(
 
 @cache
 def _ending() -> Any:
-    """A byte in memory that workers share: 1 when the process that started them ends."""
+    """A byte in memory shared with the workers: 1 once the process that started them is exiting."""
     byte = multiprocessing.RawValue("b", 0)
-    # Called before multiprocessing sends SIGTERM to workers that are left, and waits for them.
+    # Runs before multiprocessing sends SIGTERM to the remaining workers and waits for them.
     Finalize(None, setattr, (byte, "value", 1), exitpriority=0)
     return byte
 
 
 def _ignore_signals(ending: Any, worker: int) -> None:
-    """What is sent to the whole process group is for the training, which ends its workers."""
+    """Ignore signals to the process group: the main process handles them and ends its workers."""
 
     def heard(*_: object) -> None:
         if ending.value:
@@ -99,11 +100,12 @@ class _Batches(Dataset[Crops | UserError]):
     def __init__(self, source: Source, views: TwoViews, key: int) -> None:
         """See `stream`."""
         self.source, self.key = source, key
-        # Not the views: where workers are spawned, what they have on a device cannot follow.
+        # Not the views themselves: their buffers may be on a device, and a spawned worker could not
+        # receive those.
         self.size, self.settings = views.image_size, views.settings
 
     def __getitem__(self, address: Address) -> Crops | UserError:
-        """One batch, or what is to be told the user: raised here, torch would wrap it."""
+        """One batch, or the UserError, returned because torch would wrap one raised in a worker."""
         try:
             return self._batch(*address)
         except UserError as error:
@@ -129,7 +131,7 @@ class _Batches(Dataset[Crops | UserError]):
         for (row, picture), box, place in zip(opened, boxes, position, strict=True):
             try:
                 crops.append(cut(picture, box, self.size))
-            except BrokenImage as error:  # the header was good, the rest is not
+            except BrokenImage as error:  # the header could be read, but not the pixels
                 broken.append((row, str(error)))
                 self._check(row, broken)
                 next_row = (row + 1) % len(self.source)
@@ -138,7 +140,7 @@ class _Batches(Dataset[Crops | UserError]):
         return view1, view2
 
     def _open(self, row: int, broken: list[tuple[int, str]]) -> tuple[int, Picture]:
-        """An image, or the next good one in the source's order: the batch stays full."""
+        """Open an image, or the next good one in the source's order so that the batch is full."""
         while True:
             try:
                 return row, self.source.open(row)
@@ -148,7 +150,7 @@ class _Batches(Dataset[Crops | UserError]):
                 row = (row + 1) % len(self.source)
 
     def _check(self, row: int, broken: list[tuple[int, str]]) -> None:
-        """Give up where nothing but broken images follow one another."""
+        """Give up after too many broken images in a row."""
         run = min(_MAX_TRIES, len(self.source))
         if len(broken) >= run and broken[-run][0] == (row - run + 1) % len(self.source):
             raise UserError(
@@ -166,7 +168,7 @@ def cut(picture: Picture, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
         size: side of the crops.
 
     Returns:
-        Two crops, each (1, C, size, size), as `TwoViews.crop` gives them.
+        Two crops, each (1, C, size, size), as `TwoViews.crop` returns them.
     """
     reduction = reduction_for(boxes, size) if picture.reducible else 1
     pixels = picture.decode(reduction)
@@ -177,16 +179,16 @@ def cut(picture: Picture, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def reduction_for(boxes: Tensor, size: int) -> int:
-    """How much smaller a JPEG may be decoded so that no crop has to be magnified for it.
+    """The factor by which a JPEG can be decoded smaller so that no crop has to be magnified for it.
 
-    A JPEG's blocks of 8 x 8 decode to 4 x 4, 2 x 2 or 1 x 1 for less than the price of all pixels.
+    A JPEG's blocks of 8 x 8 can be decoded to 4 x 4, 2 x 2 or 1 x 1, at a lower cost than in full.
     """
     spare = int(boxes[:, 2:4].min()) // size
     return next(factor for factor in (8, 4, 2, 1) if factor <= max(spare, 1))
 
 
 def _shrink(boxes: Tensor, size: tuple[int, int], shape: torch.Size) -> Tensor:
-    """The boxes in the pixels of an image that was decoded smaller."""
+    """Convert boxes to the pixels of an image that was decoded smaller."""
     height, width = shape[1:]
     down, right = height / size[0], width / size[1]
     scale = torch.tensor([down, right, down, right], dtype=torch.float64)
@@ -198,7 +200,7 @@ def _shrink(boxes: Tensor, size: tuple[int, int], shape: torch.Size) -> Tensor:
 
 
 def _alike(crops: Sequence[Tensor]) -> list[Tensor]:
-    """Crops of small images come as floats, of larger ones as bytes: floats if both occur."""
+    """Make all crops floats if some are: those of small images are floats, others are uint8."""
     if len({crop.dtype for crop in crops}) == 1:
         return list(crops)
     return [crop if crop.is_floating_point() else crop.float().div_(255) for crop in crops]

@@ -15,10 +15,10 @@ from barlow.errors import UserError, one_line
 
 @dataclass(frozen=True)
 class TorchvisionSet:
-    """How torchvision's class of a data set is asked for its splits."""
+    """A data set's class in torchvision, and the arguments that select its splits."""
 
     kind: str  # name of the class in torchvision.datasets
-    splits: dict[str, dict[str, Any]]  # our name of a split: the arguments that select it
+    splits: dict[str, dict[str, Any]]  # our name for a split: the arguments that select it
 
 
 _TRAIN_TEST = {"train": {"train": True}, "test": {"train": False}}
@@ -50,7 +50,7 @@ def data_root() -> Path:
 
 
 def open_torchvision(name: str, choose: SplitChooser) -> Table:
-    """Some splits of a data set that torchvision knows."""
+    """Open the chosen splits of one of torchvision's data sets."""
     entry = TORCHVISION_SETS[name]
     chosen = choose([split for split in entry.splits if split]) or [""]
     tables = [_table(_load(name, entry, entry.splits[split]), split) for split in chosen]
@@ -64,14 +64,14 @@ def _load(name: str, entry: TorchvisionSet, arguments: dict[str, Any]) -> Any:
     kind: Callable[..., Any] = getattr(datasets, entry.kind)
     root = data_root()
     if "loader" in kind.__init__.__annotations__:
-        arguments = arguments | {"loader": str}  # gives the path and leaves the decoding to us
+        arguments = arguments | {"loader": str}  # keeps the path, so that we do the decoding
     try:
         return kind(root, **arguments)
     except RuntimeError:
-        pass  # not there yet
+        pass  # not downloaded yet
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{name}.lock"):  # several ranks may come here at once
+        with FileLock(root / f".{name}.lock"):  # several ranks may get here at once
             return kind(root, **arguments, download=True)
     except Exception as error:
         raise UserError(
@@ -96,7 +96,7 @@ def _table(dataset: Any, split: str) -> Table:
         fingerprint = hash_of(os.path.basename(path) for path in records)
     if (labels < 0).any():  # stl10's unlabelled images
         return Table(records, ids, None, None, fingerprint)
-    if classes and isinstance(classes[0], tuple):  # imagenette has synonyms
+    if classes and isinstance(classes[0], tuple):  # imagenette has a tuple of synonyms
         classes = [names[0] for names in classes]
     return Table(records, ids, labels, list(classes) if classes else None, fingerprint)
 

@@ -91,10 +91,10 @@ def find_anomalies(
 def _nearest_others(
     known: EmbeddingTable, table: EmbeddingTable, of: range, k: int, same_file: bool
 ) -> tuple[Tensor, Tensor]:
-    """The nearest images of some rows; within one file, an image is not among its own."""
+    """The nearest images to the rows `of`; within one file, each image itself is left out."""
     similarity, rows = nearest(known, table.vectors(of.start, of.stop), k + same_file)
     if not same_file:
         return similarity, rows
     others = rows != torch.arange(of.start, of.stop)[:, None]
-    others[others.all(1), -1] = False  # of more copies than were asked for, it may not be found
+    others[others.all(1), -1] = False  # with over k exact copies, the image itself may be missing
     return similarity[others].view(len(rows), -1), rows[others].view(len(rows), -1)

@@ -73,7 +73,7 @@ def find_duplicates(
 
 
 def _groups(pairs: Tensor, images: int) -> tuple[list[int], int]:
-    """The group of every image, numbered from 1 in the order of the pairs; how many there are."""
+    """The group of every image, numbered from 1 in the order of the pairs; the number of groups."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -82,6 +82,6 @@ def _groups(pairs: Tensor, images: int) -> tuple[list[int], int]:
         coo_array((np.ones(len(i), np.int8), (i, j)), (images, images)), directed=False
     )
     place = np.empty(groups, np.int64)
-    first = dict.fromkeys(group[i].tolist())  # groups in the order in which they come
+    first = dict.fromkeys(group[i].tolist())  # groups in order of first appearance
     place[list(first)] = np.arange(1, groups + 1)
     return place[group].tolist(), int(groups)

@@ -91,7 +91,7 @@ def read_embeddings(file: str | Path) -> Embeddings:
 
 
 def class_names_of(source: Source, rows: Sequence[int]) -> list[str | None] | None:
-    """The names of the classes of some images, None where one has none; None if no image has."""
+    """The class names of some images, None for one without a class; None if no image has one."""
     if source.labels is None:
         return None
     names, labels = source.classes, source.labels[torch.as_tensor(rows, dtype=torch.int64)]

@@ -20,11 +20,11 @@ from barlow.embeddings.table import EmbeddingTable, open_table
 from barlow.errors import UserError
 from barlow.progress import Reporter
 
-_NEIGHBOURS = 15  # of an image, as UMAP's default has it
-_EXACT = 50_000  # images whose neighbours are searched exactly; more are left to UMAP's own search
-_FEWEST = 20  # images that a map can be drawn of
-_ROWS = 4096  # in a row group: so many thumbnails are held at a time
-_STATE = b"barlow.embeddings"  # size and time of the file that the map is of
+_NEIGHBOURS = 15  # per image; UMAP's default
+_EXACT = 50_000  # most images with an exact neighbour search; for more, UMAP's own is used
+_FEWEST = 20  # images that a map needs at least
+_ROWS = 4096  # per row group, and so the number of thumbnails held at a time
+_STATE = b"barlow.embeddings"  # metadata key: size and time of the file that was mapped
 
 
 def explore(file: str, *, port: int = 5055, reporter: Reporter | None = None) -> None:
@@ -43,7 +43,7 @@ def explore(file: str, *, port: int = 5055, reporter: Reporter | None = None) ->
         *("--image", "image", "--x", "projection_x", "--y", "projection_y"),
         *("--neighbors", "neighbors", "--host", "127.0.0.1", "--port", str(port)),
     ]
-    with suppress(KeyboardInterrupt):  # which is how a person ends it
+    with suppress(KeyboardInterrupt):  # the user stops the server with Ctrl-C
         if status := subprocess.run(command).returncode:
             raise UserError(f"Embedding Atlas exited with status {status}: see its output above")
 
@@ -81,9 +81,9 @@ def draw_map(file: str, reporter: Reporter | None = None) -> Path:
 def _project(
     x: np.ndarray[Any, Any], neighbours: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 ) -> np.ndarray[Any, Any]:
-    """Places `(N, 2)` in which neighbours stay neighbours."""
+    """Project embeddings to positions `(N, 2)` at which neighbours stay neighbours."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of UMAP and what it is built on, meant for their callers
+        warnings.simplefilter("ignore")  # from UMAP and its dependencies, meant for developers
         from umap import UMAP
 
         count = neighbours[0].shape[1]
@@ -95,7 +95,7 @@ def _project(
 def _neighbours(
     table: EmbeddingTable, x: np.ndarray[Any, Any]
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """The nearest images of each, itself among them, and their distances; `(N, 15)` both."""
+    """The nearest images of each image, itself included, and their distances; both `(N, 15)`."""
     if table.images > _EXACT:
         random = np.random.RandomState(0)
         with warnings.catch_warnings():
@@ -130,7 +130,7 @@ def _write(
         ["ids", "distances"],
     )
     known = pa.table(columns)
-    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # as `datasets` has images
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # the format of `datasets`
     schema = known.schema.append(pa.field("image", kind)).with_metadata({_STATE: state})
     with ParquetWriter(file, schema) as writer:
         for start, images in _images(table):

@@ -1,4 +1,4 @@
-"""The images behind a file of embeddings: whether they are the same, and how they look."""
+"""The images behind a file of embeddings: whether they have changed, and their thumbnails."""
 
 from collections.abc import Iterable
 from io import BytesIO
@@ -18,12 +18,12 @@ _SMALL = 64  # images up to this size are kept as they are
 
 
 def fingerprint_of_images(images: Source) -> str:
-    """A hash of what the images are, without reading them: files have a size and a time."""
+    """A hash that identifies the images without reading them: files by their size and time."""
     return hash_of([images.fingerprint, *(file_states(images) if on_disk(images) else ())])
 
 
 def on_disk(images: Source) -> bool:
-    """Whether the images are files of their own, judged by the first."""
+    """Whether each image is a file of its own, judged by the first."""
     return isinstance(images.records[0], str)
 
 
@@ -33,8 +33,8 @@ def thumbnails(
     """Small pictures of some rows, as PNG or JPEG files.
 
     Args:
-        table: the embeddings; their images are looked for where they were.
-        rows: of the table.
+        table: the embeddings; their images are looked for at the recorded places.
+        rows: rows of the table.
         images: their source, if it is open already.
 
     Returns:
@@ -53,7 +53,8 @@ def thumbnails(
     if elsewhere and (images := images or source_of(table)):
         ids, at = images.ids, 0
         for row, name in elsewhere:
-            # The file has the source's order, less what could not be read: from there, then around.
+            # The file keeps the source's order without unreadable images, so an image is at its row
+            # number or later in the source: search from there to the end, then from the start.
             start = min(max(at, row), len(ids))
             for i in chain(range(start, len(ids)), range(start)):
                 if ids[i] == name:
@@ -65,7 +66,7 @@ def thumbnails(
 
 
 def source_of(table: EmbeddingTable) -> Source | None:
-    """The source of a file of embeddings, opened again; None if it is gone or another now."""
+    """Open the source of a file of embeddings again; None if it is gone or has changed."""
     about = table.about
     try:
         images = open_source(

@@ -1,4 +1,4 @@
-"""Where the vectors stand in a Parquet file, if they stand there as they do in memory."""
+"""Where the vectors are in a Parquet file, if it stores them as they are laid out in memory."""
 
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
@@ -9,18 +9,18 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ColumnChunkMetaData, ParquetFile
 
 EMBEDDING = "embedding"
-ELEMENT = f"{EMBEDDING}.list.element"  # the numbers of the vectors, as Parquet names the column
+ELEMENT = f"{EMBEDDING}.list.element"  # Parquet's name for the column of the vectors' elements
 
 _DTYPES = {"float": torch.float32, "halffloat": torch.float16}
-_HEADER_BYTES = 256  # more than the header of a page takes
+_HEADER_BYTES = 256  # more than a page header takes
 
 
 class PlainVectors(NamedTuple):
     """Vectors that can be read without decoding.
 
     Attributes:
-        spans: of each row group, the offset of its vectors in the file and the number of them.
-        dtype: of their numbers.
+        spans: for each row group, the offset of its vectors in the file and their number.
+        dtype: the type of their elements.
     """
 
     spans: list[tuple[int, int]]
@@ -31,12 +31,12 @@ def find_plain_vectors(path: Path, parquet: "ParquetFile", features: int) -> Pla
     """Find the vectors of a file that can be read without decoding.
 
     Args:
-        path: of the file.
-        parquet: pyarrow's view of it.
+        path: the file.
+        parquet: pyarrow's view of the file.
         features: width of the embedding.
 
     Returns:
-        Their places, or None if they do not stand in the file as they do in memory.
+        Where they are, or None if the file does not store them as they are laid out in memory.
     """
     embedding = parquet.schema_arrow.field(EMBEDDING)
     dtype = _DTYPES.get(str(embedding.type.value_type))
@@ -53,7 +53,7 @@ def find_plain_vectors(path: Path, parquet: "ParquetFile", features: int) -> Pla
             size = group.num_rows * features * dtype.itemsize
             if not _is_plain(chunk) or not _is_one_page(file, chunk):
                 return None
-            # A page ends with its values.
+            # The values are at the end of the page, so their size gives their offset.
             end = chunk.data_page_offset + chunk.total_compressed_size
             spans.append((end - size, group.num_rows))
     return PlainVectors(spans, dtype)
@@ -63,16 +63,16 @@ def _is_plain(chunk: "ColumnChunkMetaData") -> bool:
     return (
         chunk.compression == "UNCOMPRESSED"
         and not chunk.has_dictionary_page
-        and set(chunk.encodings) <= {"PLAIN", "RLE"}  # RLE is that of the lists' lengths
+        and set(chunk.encodings) <= {"PLAIN", "RLE"}  # RLE encodes the lists' lengths
     )
 
 
 def _is_one_page(file: IO[bytes], chunk: "ColumnChunkMetaData") -> bool:
-    """Whether a column's first page is all of it, by the size in its header."""
+    """Whether a column chunk is a single page, judged by the size in the page's header."""
     file.seek(chunk.data_page_offset)
     header = file.read(_HEADER_BYTES)
-    # Thrift's compact protocol: three numbers (kind, size unpacked, size packed), each a byte that
-    # says "the next field, an int32" and a zigzag number of seven bits a byte.
+    # Thrift's compact protocol: the first three fields are the page's type, uncompressed size and
+    # compressed size. Each is a byte 0x15 ("the next field, an int32") and a zigzag varint.
     at, number = 0, 0
     for _ in range(3):
         if header[at] != 0x15:

@@ -1,4 +1,4 @@
-"""Which embeddings are alike: exact cosine similarity, in bounded memory."""
+"""Nearest neighbours and similar pairs by exact cosine similarity, in bounded memory."""
 
 from collections.abc import Iterator
 
@@ -9,10 +9,10 @@ from torch.nn import functional as F
 from barlow.embeddings.table import EmbeddingTable
 from barlow.errors import UserError
 
-_HELD = 2**20  # similarities held at a time for one query; fewer of each for more queries
-_QUERIES = 4096  # at a time
+_HELD = 2**20  # similarities held at a time, over all queries; at least _QUERIES for each query
+_QUERIES = 4096  # processed at a time
 _MOST_PAIRS = 10_000_000
-_ROUNDING = 1e-6  # of a cosine in float32: a vector's with itself may be a little less than 1
+_ROUNDING = 1e-6  # error of a float32 cosine: a vector and itself may give slightly less than 1
 
 
 def nearest(table: EmbeddingTable, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -27,7 +27,7 @@ def nearest(table: EmbeddingTable, queries: Tensor, k: int) -> tuple[Tensor, Ten
         Cosine similarities `(Q, k)`, the largest first, and the rows `(Q, k)` int64.
 
     Raises:
-        UserError: if the queries have another number of features.
+        UserError: if the queries have a different number of features.
     """
     if queries.shape[1] != table.features:
         raise UserError(
@@ -46,15 +46,15 @@ def nearest(table: EmbeddingTable, queries: Tensor, k: int) -> tuple[Tensor, Ten
 
 
 def pairs_above(table: EmbeddingTable, threshold: float) -> tuple[Tensor, Tensor]:
-    """Find all pairs of rows of a file that are at least so similar.
+    """Find all pairs of rows of a file whose cosine similarity is at least a threshold.
 
     Args:
         table: the file.
-        threshold: of the cosine similarity.
+        threshold: the lowest cosine similarity of a pair.
 
     Returns:
-        Pairs of rows `(P, 2)` int64, the first the smaller, and their similarities `(P,)`; the
-        most similar first.
+        Pairs of rows `(P, 2)` int64, the smaller row first, and their similarities `(P,)`, both in
+        order of decreasing similarity.
 
     Raises:
         UserError: if there are more than ten million.
@@ -81,10 +81,10 @@ def pairs_above(table: EmbeddingTable, threshold: float) -> tuple[Tensor, Tensor
 def _similarities(
     table: EmbeddingTable, queries: Tensor, first: int = 0
 ) -> Iterator[tuple[int, Tensor]]:
-    """Cosines of the queries `(Q, F)` with the rows from `first` on, many at a time.
+    """Cosine similarities of the queries `(Q, F)` and the rows from `first` on, in blocks.
 
     Yields:
-        The number of the first row, and `(Q, n)`, which the next overwrites.
+        The first row of a block and its similarities `(Q, n)`, which the next block overwrites.
     """
     queries = F.normalize(queries)
     size = max(_QUERIES, _HELD // len(queries))
@@ -95,7 +95,7 @@ def _similarities(
             if filled + len(some) > size:
                 yield start, held[:, :filled]
                 start, filled = start + filled, 0
-            # Divided by the lengths afterwards: the block itself is looked at twice, not copied.
+            # Dividing by the norms afterwards reads the block twice but does not copy it.
             lengths = torch.linalg.vector_norm(some, dim=1).clamp_min_(1e-12)
             held[:, filled : filled + len(some)] = (queries @ some.T).div_(lengths)
             filled += len(some)

@@ -1,7 +1,7 @@
-"""A long computation in parts: each written whole to a folder, and joined into one file at the end.
+"""A long computation in parts, each written atomically to a folder, and joined into one file.
 
-A part is the same whoever computes it and whenever, so a killed process costs at most the parts
-it was at, and the file has the same bytes.
+A part is the same whichever process computes it and whenever, so a killed process costs at most the
+parts in progress, and the file has the same bytes.
 """
 
 import json
@@ -26,7 +26,7 @@ from barlow.embeddings.images import on_disk
 from barlow.embeddings.table import Rows, group_size, write_table
 from barlow.errors import UserError
 
-_IMAGES = 1024  # in a part: what a killed process may have to do again
+_IMAGES = 1024  # per part: what a killed process may have to do again
 
 Skipped = list[tuple[int, str]]  # rows of the source that cannot be read, and the reasons
 
@@ -40,7 +40,7 @@ class Part:
     file: Path
 
     def save(self, x: Tensor, rows: Tensor, skipped: Skipped) -> None:
-        """Write embeddings `(n, F)`, the rows of the source `(n,)` they belong to, and the rest."""
+        """Write embeddings `(n, F)`, their rows in the source `(n,)` and the images skipped."""
         content = save({"x": x, "rows": rows}, {"skipped": json.dumps(skipped)})
         write_atomically(self.file, lambda file: file.write(content))
 
@@ -69,11 +69,11 @@ def parts_of(images: int, batch_size: int, folder: Path) -> list[Part]:
 
 
 def begin(folder: Path, plan: dict[str, Any]) -> None:
-    """Make the folder of the parts, or find it as an interrupted computation of the same left it.
+    """Create the folder of the parts, or reuse the one that an interrupted computation left.
 
     Args:
-        folder: of the parts.
-        plan: all that the parts depend on; plain values.
+        folder: the folder of the parts.
+        plan: everything that the parts depend on, as plain values.
 
     Raises:
         UserError: if the folder holds parts of another plan.
@@ -92,16 +92,16 @@ def join(parts: Sequence[Part], images: Source, out: Path, about: dict[str, Any]
     """Write the parts as one file, and remove their folder.
 
     Args:
-        parts: all of them, computed.
-        images: the source; learns which images could not be read.
+        parts: all parts, already computed.
+        images: the source; the images that could not be read are recorded in it.
         out: Parquet file to write.
-        about: what the file is to say of itself; its "dtype" is that of the vectors.
+        about: metadata to store in the file; its "dtype" is that of the vectors.
 
     Returns:
         The number of embeddings.
 
     Raises:
-        UserError: if more images are broken than the source lets pass, or no image was read.
+        UserError: if more images are broken than the source allows, or no image could be read.
     """
     for part in parts:
         for row, reason in part.skipped():
@@ -118,7 +118,7 @@ def join(parts: Sequence[Part], images: Source, out: Path, about: dict[str, Any]
         labelled=images.labels is not None,
         about={**about, "skipped": len(images.skipped)},
     )
-    # Inside the folder first, so that nothing is left behind if this is killed too.
+    # Written inside the folder first, so that a process killed here leaves no other file behind.
     folder = parts[0].file.parent
     whole = folder / "whole.parquet"
     write_atomically(whole, write)
@@ -128,7 +128,7 @@ def join(parts: Sequence[Part], images: Source, out: Path, about: dict[str, Any]
 
 
 def _groups(parts: Sequence[Part], images: Source, size: int) -> Iterator[Rows]:
-    """The embeddings of all parts, `size` at a time."""
+    """The embeddings of all parts, regrouped to `size` rows at a time."""
     xs, rows = list[Tensor](), list[Tensor]()
     for part in parts:
         x, read = part.load()
@@ -148,6 +148,6 @@ def _rows(images: Source, x: Tensor, rows: list[int]) -> Rows:
 
 
 def _path(file: str) -> str | None:
-    """Where a file is; None if its name is no text, which Parquet does not take."""
+    """The absolute path of a file; None if it is not valid text, which Parquet requires."""
     path = os.path.abspath(file)
     return path if printable(path) == path else None

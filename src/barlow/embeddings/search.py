@@ -66,7 +66,7 @@ def search(encoder: str, queries: Sequence[str], file: str, top: int = 20) -> li
 def search_and_show(
     encoder: str, queries: Sequence[str], file: str, top: int = 20, html: str | None = None
 ) -> Listing:
-    """`search`, as a table and a page of thumbnails.
+    """Run `search` and present its hits as a table and, if `html` is given, a page of thumbnails.
 
     Args:
         encoder: the encoder that the embeddings were computed with: a run, a checkpoint, a timm
@@ -100,7 +100,7 @@ def search_and_show(
 
 
 def _embed_queries(encoder: str, queries: Sequence[str], table: EmbeddingTable) -> Tensor:
-    """The queries `(Q, F)`: images through the encoder, ids from the file."""
+    """Vectors of the queries `(Q, F)`: files are encoded, ids are looked up in the table."""
     from barlow.share import load_encoder
 
     files = [query for query in queries if Path(query).is_file()]

@@ -1,4 +1,4 @@
-"""What is found: a table for the terminal, a page of thumbnails."""
+"""Presenting the images found: a table for the terminal and an HTML page of thumbnails."""
 
 import base64
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ small { color: var(--faint); }
 
 
 class Listing(NamedTuple):
-    """Lines under headings, and a sentence below them."""
+    """A table of text under headings, and a sentence below it."""
 
     headings: list[str]
     lines: list[list[str]]
@@ -44,9 +44,9 @@ class Listing(NamedTuple):
 
 
 class Card(NamedTuple):
-    """One image of a page: its file, what it is called, and a caption."""
+    """One image on a page: its file, its name and a caption."""
 
-    image: bytes | None  # PNG or JPEG; None if the image is not there any more
+    image: bytes | None  # PNG or JPEG; None if the image is no longer there
     name: str
     caption: str
 
@@ -54,11 +54,11 @@ class Card(NamedTuple):
 def write_sheet(
     file: str | Path, title: str, sections: Sequence[tuple[str, Sequence[Card]]]
 ) -> None:
-    """Write a page that needs nothing but itself: thumbnails are inside, nothing is fetched.
+    """Write a self-contained page: its thumbnails are embedded and nothing is fetched.
 
     Args:
         file: HTML file to write.
-        title: of the page.
+        title: title of the page.
         sections: headings and the cards below them.
     """
     body = "".join(
@@ -78,7 +78,7 @@ def _card(card: Card) -> str:
     if card.image is None:
         picture = '<div class="none">no image</div>'
     else:
-        is_png = card.image.startswith(b"\x89PNG")  # small images are
+        is_png = card.image.startswith(b"\x89PNG")  # as small images are saved
         kind, style = ("png", ' class="small"') if is_png else ("jpeg", "")
         data = base64.b64encode(card.image).decode()
         picture = f'<img{style} alt="{escape(card.name)}" src="data:image/{kind};base64,{data}">'

@@ -1,9 +1,9 @@
-"""The Parquet file of embeddings: any reader's to read, and ours without decoding.
+"""The Parquet file of embeddings: any Parquet reader can read it, and ours without decoding.
 
-Vectors are written plain: neither compressed nor encoded, a row group's in a single page. They
-then stand in the file as they stand in memory, and a search reads them from where they are. What
-pyarrow makes of the same column takes sixteen times as long, because Parquet counts the elements of
-every list, even of those that are all of one length.
+Vectors are written neither compressed nor encoded, those of a row group in a single page. They are
+then laid out in the file as in memory, and a search reads them in place. With pyarrow, reading the
+same column takes sixteen times as long, because Parquet counts the elements of every list, even if
+all lists have the same length.
 """
 
 import json
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
-_ABOUT = b"barlow"  # key of what a file says of itself, as JSON
+_ABOUT = b"barlow"  # key of our metadata in the file, stored as JSON
 
-_GROUP_BYTES, _GROUP_ROWS = 2**24, 2**14  # of a row group, at most: pyarrow gives more two pages
-_BLOCK_BYTES = 2**20  # of vectors looked at together: they stay in a core's own cache
+# The limits of a row group; pyarrow would write a larger one as two pages.
+_GROUP_BYTES, _GROUP_ROWS = 2**24, 2**14
+_BLOCK_BYTES = 2**20  # of vectors read together, so that they stay in a core's own cache
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Rows:
 
 
 def group_size(features: int, dtype: str) -> int:
-    """Rows in a row group, of so many features of "float32" or "float16"."""
+    """Rows per row group, for vectors of `features` elements of "float32" or "float16"."""
     return max(1, min(_GROUP_ROWS, _GROUP_BYTES // (features * np.dtype(dtype).itemsize)))
 
 
@@ -56,12 +57,12 @@ def write_table(
     """Write row groups, one after another.
 
     Args:
-        file: open for writing.
+        file: a binary file, open for writing.
         groups: each of at most `group_size` rows.
         features: width of the embedding.
         dtype: "float32" or "float16".
         labelled: whether there is a column of labels.
-        about: what the file is to say of itself; plain values.
+        about: metadata to store in the file, as plain values.
     """
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
@@ -80,7 +81,7 @@ def write_table(
         compression={ELEMENT: "none", **dict.fromkeys(texts, "zstd")},
         use_dictionary=["label"],
         write_statistics=texts,
-        data_page_size=4 * _GROUP_BYTES,  # never reached
+        data_page_size=4 * _GROUP_BYTES,  # never reached, so that each row group is one page
     ) as writer:
         for rows in groups:
             values: list[Any] = [pa.array(rows.ids, pa.string()), pa.array(rows.paths, pa.string())]
@@ -97,10 +98,10 @@ class EmbeddingTable:
     """An open file of embeddings; made by `open_table`.
 
     Attributes:
-        path: of the file.
-        images: how many rows.
+        path: path of the file.
+        images: the number of rows.
         features: width of the embedding.
-        about: what the file says of itself; empty if another program wrote it.
+        about: our metadata in the file; empty if another program wrote it.
         parquet: pyarrow's view of the file.
     """
 
@@ -111,10 +112,10 @@ class EmbeddingTable:
     parquet: "ParquetFile"
 
     def blocks(self, first: int = 0) -> Iterator[tuple[int, Tensor]]:
-        """The vectors from row `first` on, some thousand at a time.
+        """The vectors from row `first` on, up to a few thousand at a time.
 
         Yields:
-            The number of the first row and `(n, F)` float32, which the next block overwrites.
+            The block's first row and its vectors `(n, F)` float32, which the next block overwrites.
         """
         plain = find_plain_vectors(self.path, self.parquet, self.features)
         blocks = self._decode() if plain is None else self._read_plain(plain, first)
@@ -135,10 +136,10 @@ class EmbeddingTable:
     def columns(self, rows: Sequence[int] | None = None) -> dict[str, list[Any]]:
         """Everything but the vectors: `id`, `path` if there is one, `label` if there is one.
 
-        Text, whatever another program made of them, or None where there is nothing.
+        Values are strings, whatever another program stored, or None where there is no value.
 
         Args:
-            rows: which, in any order; default all.
+            rows: which rows, in any order; default all.
         """
         names = [n for n in ("id", "path", "label") if n in self.parquet.schema_arrow.names]
         if rows is None:
@@ -151,7 +152,7 @@ class EmbeddingTable:
         groups = np.searchsorted(ends, rows, side="right")
         needed = np.unique(groups)
         found = self.parquet.read_row_groups(needed.tolist(), names)
-        # Where the groups that were read begin, in the file and in what was read of it.
+        # Where each row group that was read begins in what was read.
         begin = dict(zip(needed, np.cumsum([0, *(sizes[g] for g in needed)]), strict=False))
         places = [
             int(begin[g] + row - (ends[g] - sizes[g])) for g, row in zip(groups, rows, strict=True)
@@ -159,13 +160,13 @@ class EmbeddingTable:
         return _texts(found.take(places))
 
     def names(self, rows: Sequence[int]) -> list[str]:
-        """What a person finds some images by: their paths, else their ids."""
+        """Names by which a person finds some images: their paths, or else their ids."""
         columns = self.columns(rows)
         paths = columns.get("path", [None] * len(rows))
         return [path or name for path, name in zip(paths, columns["id"], strict=True)]
 
     def _read_plain(self, plain: PlainVectors, first: int) -> Iterator[tuple[int, Tensor]]:
-        """Read vectors from where they stand in the file."""
+        """Read the vectors in place, without decoding."""
         dtype = plain.dtype
         width = self.features * dtype.itemsize
         most = max(1, _BLOCK_BYTES // width)
@@ -187,7 +188,7 @@ class EmbeddingTable:
                     row += n
 
     def _decode(self) -> Iterator[tuple[int, Tensor]]:
-        """What pyarrow makes of the vectors, however they are stored."""
+        """Decode the vectors with pyarrow, however they are stored."""
         row = 0
         for batch in self.parquet.iter_batches(batch_size=8192, columns=[EMBEDDING]):
             values = batch.column(0).flatten()

@@ -25,8 +25,8 @@ from barlow.share import load_encoder
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-_VERSION = 1  # of the file
-# What must be the same in two files of the same embeddings, and what is said where it differs.
+_VERSION = 1  # of the file format
+# Metadata that must agree in two files of the same embeddings, and the message if it differs.
 _SAME = {
     "version": "were written by another program or version",
     "encoder": "come from another encoder",
@@ -86,7 +86,7 @@ def write_embeddings(
         batch_size=batch_size,
         reporter=reporter,
     )
-    # Each has its parts and no need of the others until the end.
+    # The timeout is long because processes wait for each other only at the end, after their parts.
     launch(create_fabric(asked, timedelta(days=7)), task)
 
 
@@ -121,7 +121,7 @@ def _write(
         return
     begin(folder, {**about, "batch_size": batch_size})
     parts = parts_of(len(images), batch_size, folder)
-    # Shared out by number alone, whatever is done already: ranks need not see the same.
+    # Parts are assigned by number alone: ranks need not agree on which files already exist.
     mine = parts[fabric.global_rank :: fabric.world_size]
     todo = [part for part in mine if not part.file.exists()]
     model.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -146,13 +146,13 @@ def _write(
 def _compute_parts(
     model: nn.Module, images: Source, todo: Sequence[Part], batch_size: int, skipped: int
 ) -> Iterator[tuple[Part, Tensor, Tensor, Skipped]]:
-    """One part after another; the images of the next are read while the encoder is at this one."""
+    """Compute one part after another; the next one's images are read while this one is encoded."""
     if not todo:
         return
     rows = torch.cat([torch.arange(part.start, part.stop) for part in todo])
     source = images.part(rows)
     source.max_broken = max(0.0, images.max_broken * len(images) - skipped) / len(source)
-    listed = 0  # of the source's broken images, those that belong to parts before
+    listed = 0  # how many of the source's broken images belong to earlier parts
 
     def complete(part: Part) -> tuple[Part, Tensor, Tensor, Skipped]:
         nonlocal listed
@@ -173,7 +173,7 @@ def _compute_parts(
         found.append((y, rows[at]))
     yield complete(part)
     found = []
-    for part in waiting:  # nothing in them could be read
+    for part in waiting:  # parts of which no image could be read
         yield complete(part)
 
 

@@ -1,4 +1,4 @@
-"""The papers' linear probe as they run it: every epoch sees other crops of the images."""
+"""The papers' linear probe with augmentation: every epoch sees new crops of the images."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,20 +29,20 @@ def augmented_probe(
 ) -> tuple[LinearClassifier, float]:
     """Train a linear classifier on the frozen encoder's features of random crops and flips.
 
-    Zbontar et al. 2021, appendix A. The encoder runs over every image once an epoch, whatever the
-    number of rates: those on trial learn from nine tenths of a batch, and beside them as many
-    learn from all of it, so that nothing is trained again once the rate is chosen.
+    Zbontar et al. 2021, appendix A. The encoder runs over every image once per epoch, whatever the
+    number of rates: for every rate, a trial classifier learns from nine tenths of each batch and a
+    final one from all of it, so that nothing has to be trained again once the rate is chosen.
 
     Args:
-        encoder: frozen, in eval mode meanwhile.
+        encoder: the frozen encoder, in eval mode meanwhile.
         train: labelled training images.
         classes: C.
         epochs: passes over the images.
-        rate: skips the choice.
-        seed: of the order, the crops and the division.
-        views: preset whose crops, flips and turns are drawn.
+        rate: learning rate to use instead of choosing one.
+        seed: seed of the order, the crops and the division.
+        views: preset whose crops, flips and rotations are drawn.
         view1: fields of its first view to replace.
-        batch_size: images a step.
+        batch_size: images per step.
 
     Returns:
         A classifier for features as the encoder gives them, and the rate.
@@ -52,7 +52,7 @@ def augmented_probe(
     """
     if epochs < 1:
         raise UserError(f"epochs is {epochs}: with augmentation, it must be at least 1")
-    # Of the images as they are, which is how the classifier will meet the test's.
+    # Features of the images without augmentation, because test images are not augmented either.
     x, rows = features_of(encoder, train.source, train.rows, batch_size=batch_size)
     train = LabelledImages(train.source, rows, train.labels_for(rows))
     standardise = standardisation(x)
@@ -89,4 +89,4 @@ def augmented_probe(
 def _features(encoder: nn.Module, batch: Tensor) -> Tensor:
     with torch.inference_mode():
         y: Tensor = encoder(batch).float().cpu()
-    return y.clone()  # the original is of inference only
+    return y.clone()  # the copy is not an inference tensor

@@ -1,4 +1,4 @@
-"""What is measured, and what it is measured beside: the encoder and its baselines."""
+"""The encoders of a table: the one that is evaluated, and the baselines to compare it with."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,14 +14,14 @@ from barlow.run import Run
 
 WITH_PRETRAINING, WITHOUT_PRETRAINING = "with pretraining", "without pretraining"
 
-# Fields of `ViewSettings` that are no change of colours and sharpness.
+# Fields of `ViewSettings` that change neither colours nor sharpness.
 _GEOMETRY = (
     *("crop_scale", "crop_ratio", "horizontal_flip", "vertical_flip", "rotation", "translation"),
     *("zoom", "shear", "border"),
 )
-_PIXELS = 32  # a side at most: more of them than this tell a linear classifier nothing new
+_PIXELS = 32  # per side at most; more pixels tell a linear classifier nothing new
 
-# A name in a table, and what gives the encoder of that name for a seed.
+# A name in a table, and a function that makes the encoder of that name from a seed.
 NamedEncoder = tuple[str, Callable[[int], nn.Module]]
 
 
@@ -33,12 +33,13 @@ def with_baselines(
     """Name the encoders of a table: baselines first, the encoder itself last.
 
     Args:
-        encoder: with its `preprocess`.
-        baseline: names, or one text with commas between them.
-        among: those that make sense for the protocol.
+        encoder: the encoder, with its `preprocess`.
+        baseline: names, or one string of names separated by commas.
+        among: the baselines that make sense for the protocol.
 
     Returns:
-        Names and what gives the encoders, each with its `preprocess`, on the encoder's device.
+        Names and functions that make the encoders, each with its `preprocess` and on the device of
+        `encoder`.
 
     Raises:
         UserError: if there is no such baseline.
@@ -64,7 +65,7 @@ def _baseline(encoder: nn.Module, name: str) -> NamedEncoder:
 
 
 class _Pixels(nn.Module):
-    """The encoder that knows nothing: its features are the pixels."""
+    """An encoder that knows nothing: its features are the pixels."""
 
     def __init__(self, preprocess: Preprocess) -> None:
         super().__init__()
@@ -81,7 +82,7 @@ def _supervised(encoder: nn.Module) -> nn.Module:
     from barlow.encoders import STEM_STRIDE, spec_of
 
     spec, preprocess = spec_of(encoder), preprocess_of(encoder)
-    # Of images so much larger, the standard stem makes maps of the same size.
+    # At this image size, the standard stem yields feature maps of the same size.
     size = preprocess.image_size * STEM_STRIDE["standard"] // STEM_STRIDE[spec.stem]
     spec = replace(spec, stem="standard")
     module = spec.build(pretrained=True)
@@ -93,9 +94,9 @@ def _supervised(encoder: nn.Module) -> nn.Module:
 
 
 def views_of_run(encoder: str | Path | nn.Module) -> tuple[str, dict[str, Any]]:
-    """The preset a run was trained with, and what it changed of the first view's crops and flips.
+    """The preset a run was trained with, and its changes to the first view's crops and flips.
 
-    They know whether a mirrored image is the same.
+    These settings reflect, for example, whether a mirrored image means the same.
     """
     if not isinstance(encoder, nn.Module) and (run := Run(Path(encoder))).config_file.exists():
         settings = run.settings()

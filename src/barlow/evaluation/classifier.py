@@ -26,7 +26,7 @@ class Classifier(nn.Module):
 
     Args:
         encoder: `(N, C, H, W) -> (N, F)`, with `num_features` and `preprocess`.
-        classes: their names.
+        classes: names of the classes.
 
     Example:
         >>> import barlow
@@ -73,7 +73,7 @@ def save_classifier(classifier: Classifier, folder: str | Path) -> None:
     save_encoder(classifier.encoder, folder / "encoder")
     head = {k: v.detach().cpu().contiguous() for k, v in classifier.head.state_dict().items()}
     write_atomically(folder / "head.safetensors", lambda f: f.write(save(head)))
-    # Last, so that a folder with this file is whole.
+    # Written last, so that a folder with this file is complete.
     metadata = {
         "version": _VERSION,
         "classes": classifier.classes,
@@ -85,7 +85,7 @@ def save_classifier(classifier: Classifier, folder: str | Path) -> None:
 def keep_classifier(classifier: Classifier, folder: str) -> None:
     """`save_classifier` at the end of an evaluation: a full disk must not cost its result."""
     if rank():
-        return  # the first rank keeps it for all
+        return  # the first rank saves it for all
     try:
         save_classifier(classifier, folder)
     except (OSError, UserError) as error:
@@ -93,7 +93,7 @@ def keep_classifier(classifier: Classifier, folder: str) -> None:
 
 
 def require_classifier_folder(folder: Path) -> None:
-    """Raise the errors of `save_classifier` before hours of work; writes nothing.
+    """Raise the errors of `save_classifier` before hours of work, without writing anything.
 
     Raises:
         UserError: if the folder holds anything but a classifier.
@@ -113,7 +113,7 @@ def load_classifier(folder: str | Path) -> Classifier:
     """Load what `save_classifier` wrote, in eval mode; nothing in it is executed.
 
     Raises:
-        UserError: if there is no whole classifier.
+        UserError: if there is no complete classifier.
     """
     from safetensors.torch import load_file
 

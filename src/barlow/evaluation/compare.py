@@ -25,7 +25,7 @@ _TWO_ENCODERS = (
     "give several runs per side, as A,B,C"
 )
 
-_Runs = dict[str, dict[str, Result]]  # for each run its results, by what they have to share
+_Runs = dict[str, dict[str, Result]]  # for each run, its results by `_key`
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def compare(run_a: str, run_b: str) -> Comparison:
         raise UserError(f"{twice[-1]} is given twice: give each run once")
     a, b = ({run: _results(run) for run in names} for names in (names_a, names_b))
     if all(place.is_file() for place in places):
-        # Who names files means these: of two sides only what makes them incomparable is refused.
+        # The user named these files, so the sides may differ in anything but protocol and images.
         keys = [(_common(a)[0], _common(b)[0])]
     else:
         keys = [(key, key) for key in _common(a | b)]
@@ -118,7 +118,7 @@ def compare(run_a: str, run_b: str) -> Comparison:
 
 
 def _cells(d: Difference) -> list[str]:
-    # Accuracies are fractions, written in percent; their differences in points of it.
+    # Accuracies are fractions, written in percent; their differences are in percentage points.
     share = "top" in d.metric or "recall" in d.metric
     written, signed = ("{:.2%}", "{:+.2%}") if share else ("{:.4g}", "{:+.4g}")
     known = d.low is not None and d.high is not None
@@ -135,19 +135,19 @@ def _cells(d: Difference) -> list[str]:
 
 
 def _named(runs: str) -> list[str]:
-    """One run or several with commas between them; a path that exists as it is counts as one."""
+    """Split runs at the commas, unless the whole text is a path that exists."""
     parts = [part.strip() for part in runs.split(",") if part.strip()]
     if len(parts) < 2:
         return parts or [runs]
     try:
         whole = Path(runs).exists()
-    except OSError:  # longer than a name may be
+    except OSError:  # too long for a file name
         whole = False
     return [runs] if whole else parts
 
 
 def _results(run: str) -> dict[str, Result]:
-    """Results of a run by their key; of two of one key the newer's rows, and what else there is."""
+    """Results of a run by `_key`; where several have the same key, newer rows replace older."""
     path = Path(run)
     if not path.exists():
         raise UserError(f"{run} is neither a run nor a JSON result file")
@@ -166,7 +166,7 @@ def _results(run: str) -> dict[str, Result]:
 
 
 def _merged(results: Sequence[Result]) -> Result:
-    """Several runs as one result, each of them one seed."""
+    """Merge several runs into one result, in which each run is one seed."""
     by_name = [{row.name: row for row in result.rows} for result in results]
     number = images_tested(results[0])
     rows = [
@@ -178,7 +178,7 @@ def _merged(results: Sequence[Result]) -> Result:
 
 
 def _mean(rows: Sequence[Row], number: int) -> Row:
-    """A row whose seeds are runs; without `by_seed`, which would pair them with the others."""
+    """A row whose seeds are runs; it has no `by_seed`, so that runs of A and B are not paired."""
     columns = {
         metric: [row.values[metric] for row in rows]
         for metric in rows[0].values
@@ -198,13 +198,13 @@ def _mean(rows: Sequence[Row], number: int) -> Row:
 
 
 def _key(result: Result) -> str:
-    """Equal for two evaluations that differ in nothing but the encoder, and the baselines."""
+    """A key that is equal for evaluations that differ only in the encoder and the baselines."""
     return json.dumps(_asked(result), sort_keys=True)
 
 
 def _asked(result: Result) -> dict[str, Any]:
-    """Protocol, settings and data as one flat table."""
-    # How many images a frozen encoder takes at a time changes nothing; a training's batch does.
+    """Protocol, settings and data as one flat dictionary."""
+    # The batch size of a frozen encoder does not change the result; that of a training does.
     free = ["encoder", "baseline", *([] if result.protocol == "finetune" else ["batch_size"])]
     settings = {k: v for k, v in result.settings.items() if k not in free}
     return {"protocol": result.protocol} | _flat(settings) | _flat(result.data)
@@ -222,7 +222,7 @@ def _common(runs: _Runs) -> list[str]:
     """Keys of the evaluations that all of the runs have.
 
     Raises:
-        UserError: if there is none; it says which run lacks what.
+        UserError: if there is none; the message says which run lacks which evaluation.
     """
     every = _every(runs)
     if common := [key for key in every if not _lacking(runs, key)]:
@@ -243,7 +243,7 @@ def _common(runs: _Runs) -> list[str]:
 
 
 def _left_out(a: _Runs, b: _Runs) -> list[str]:
-    """Of each evaluation that both sides have, but not with every run, that it is left out."""
+    """Notes on the evaluations left out because both sides have them, but not every run does."""
     both = _every(a).keys() & _every(b).keys()
     lacking = {key: _lacking(a | b, key) for key in both}
     return [
@@ -262,10 +262,10 @@ def _lacking(runs: _Runs, key: str) -> list[str]:
 
 
 def _differing(a: Result, b: Result) -> list[str]:
-    """What the first was asked that the second was not."""
+    """The settings and data in which the first evaluation differs from the second."""
     of_a, of_b = _asked(a), _asked(b)
     return [
-        # A fingerprint tells a person nothing.
+        # The value of a fingerprint would tell the user nothing.
         name if "fingerprint" in name else f"{name} ({of_a.get(name)}, not {of_b.get(name)})"
         for name in dict.fromkeys([*of_b, *of_a])
         if of_a.get(name) != of_b.get(name)
@@ -287,7 +287,7 @@ def _require_same_images(a: Result, b: Result) -> None:
 
 
 def _measured_on(result: Result) -> list[dict[str, Any]]:
-    """The images that its numbers are of: each source's test, the test, or those of its health."""
+    """The images that a result was measured on: test images (of each source) or health's own."""
     parts = result.data.values() if result.protocol == "transfer" else [result.data]
     return [part.get("test") or part.get("train") or {} for part in parts]
 

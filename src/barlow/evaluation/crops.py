@@ -1,4 +1,4 @@
-"""Random crops of labelled images, their colours unchanged, for classifiers to train on."""
+"""Random crops of labelled images, with unchanged colours, for training classifiers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,10 +16,10 @@ from barlow.views import TwoViews
 def geometric_views(
     encoder: nn.Module, views: str, view1: Mapping[str, Any] | None = None
 ) -> TwoViews:
-    """The crops, flips and turns of a preset, without what changes colours and sharpness.
+    """The crops, flips and rotations of a preset, without its changes to colours and sharpness.
 
     Args:
-        encoder: takes the views, on its device.
+        encoder: the encoder that will take the views; they are drawn on its device.
         views: the preset.
         view1: fields of its first view to replace.
     """
@@ -37,7 +37,7 @@ def geometric_views(
 
 
 class CroppedImages:
-    """Labelled images by number: decoded once where they fit in memory, else when asked for."""
+    """Labelled images by index: decoded once if they fit in memory, else on access."""
 
     def __init__(self, images: LabelledImages, views: TwoViews) -> None:
         self._views = views
@@ -45,9 +45,9 @@ class CroppedImages:
         self._held = memory.load_if_fits(self._source, memory.default_budget(), views.image_size)
 
     def draw(self, chosen: Tensor, key: int, start: int) -> tuple[Tensor, Tensor]:
-        """Views `(B, C, S, S)` of the chosen images that can be read, and which those are.
+        """Views `(B, C, S, S)` of the chosen images that can be read, and the indices of those.
 
-        The views are on the device of what draws them.
+        The views are on the device of the `TwoViews` that draws them.
         """
         images: Tensor | list[Tensor]
         if self._held is not None:

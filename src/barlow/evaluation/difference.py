@@ -1,4 +1,4 @@
-"""The difference of one number of two results, and whether it is more than chance."""
+"""The difference between two results in one number, and whether it is more than chance."""
 
 import math
 import statistics
@@ -22,18 +22,19 @@ class Difference:
         row: name of the row that both results have.
         metric: for example "val_top1".
         a: the first result's number, a mean where there were several runs or seeds.
-        b: the second's.
-        low: lower end of the 95 % interval of b - a over the choice of test images, of those that
-            both could read, or None where the results do not say which images were right.
-        high: upper end.
-        p: of McNemar's exact test, two-sided: how often chance alone would divide the images that
-            only one of the two gets right as unevenly; None where that is not known or there were
-            several runs or seeds, of which an image may be right with some.
-        p_seeds: of Student's t-test over seeds, two-sided: how often as many seeds that do not
-            differ would differ as much. Of several runs, each of them one seed, Welch's: seeds of
-            two ways to pretrain are no pairs. Of the fine-tunings of one run that of the pairs,
-            where both had as many, else Welch's. None where one of the two had one seed, or where
-            neither's seeds differ, or their pairs all differ alike.
+        b: the second result's number.
+        low: lower end of the 95 % interval of b - a over the choice of test images, from those that
+            both could read; None if the results do not say which images were right.
+        high: upper end of that interval.
+        p: p-value of McNemar's exact test, two-sided: how often chance alone would divide the
+            images that only one of the two gets right as unevenly. None if these are not known, or
+            if there were several runs or seeds, as an image may be right with only some of them.
+        p_seeds: p-value of a t-test over seeds, two-sided: how often as many seeds would differ as
+            much if the two were equally good. Over several runs, each of them one seed, it is
+            Welch's test, as the seeds of two ways to pretrain are not pairs. Over the fine-tunings
+            of single runs it is Student's test on pairs if both had as many, else Welch's. None if
+            one of the two had a single seed, if the seeds of neither differ, or if all pairs differ
+            by the same amount.
     """
 
     protocol: str
@@ -48,12 +49,12 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """Which is better, "A" or "B", or "no difference"; empty where nothing can tell.
+        """Which is better, "A" or "B", or "no difference"; empty if that cannot be decided.
 
-        No number of the features alone can.
+        A number of the features alone, such as RankMe, cannot decide it.
 
-        One is better if p is below 0.05 (where there is no p, if 0 is outside the interval), and
-        that over seeds is too: as far as these are known.
+        One is better if p is below 0.05 (without p, if 0 is outside the interval) and `p_seeds` is
+        below 0.05 too; whichever of these is not known is not required.
         """
         if not self.metric.startswith("val_"):
             return ""
@@ -92,14 +93,14 @@ def mcnemar(only_a: int, only_b: int) -> float:
         only_b: images that only the second gets right.
 
     Returns:
-        How often fair coins divide `only_a + only_b` images as unevenly or more.
+        How often fair coins would divide `only_a + only_b` images as unevenly or more.
 
     Example:
         >>> mcnemar(1, 9), mcnemar(5, 5)
         (0.021484375, 1.0)
     """
     number = only_a + only_b
-    # Whole numbers: no tail is so thin that it is rounded away, no sum so long that it drifts.
+    # With integers, a thin tail is not rounded to zero and a long sum accumulates no errors.
     ways, tail = 1, 0
     for i in range(min(only_a, only_b) + 1):
         tail += ways
@@ -115,7 +116,7 @@ def paired_interval(right_a: Tensor, right_b: Tensor) -> tuple[float, float]:
         right_b: `(N,)`, the second.
 
     Returns:
-        Ends of the interval of mean(right_b) - mean(right_a), by its normal approximation.
+        Ends of the interval of mean(right_b) - mean(right_a), by the normal approximation.
     """
     each = right_b.double() - right_a.double()  # (N,): -1 to 1
     error = _Z * float(each.std(correction=0)) / len(each) ** 0.5
@@ -130,7 +131,7 @@ def _difference(protocol: str, a: Row, b: Row, metric: str, number: int) -> Diff
         both = (right_a + right_b).isfinite()
         if bool(both.any()):
             right_a, right_b = right_a[both], right_b[both]
-            if not bool(both.all()):  # of the same images as interval and p
+            if not bool(both.all()):  # take the same images as for the interval and p
                 of_a, of_b = float(right_a.mean()), float(right_b.mean())
             low, high = paired_interval(right_a, right_b)
             if a.seeds == b.seeds == 1:
@@ -140,9 +141,9 @@ def _difference(protocol: str, a: Row, b: Row, metric: str, number: int) -> Diff
 
 
 def _right(row: Row, number: int) -> Tensor | None:
-    """How often each of the test images is right, `(number,)`, if that is known of every seed.
+    """How often each test image is classified correctly, `(number,)`; None if a seed is unknown.
 
-    Not a number for an image that could not be read. A seed that is a run may be several trainings.
+    NaN for an image that could not be read. A seed that is a run may comprise several trainings.
     """
     if not number or not row.correct or len(row.correct) % row.seeds:
         return None
@@ -169,5 +170,5 @@ def _p_over_seeds(a: Row, b: Row, metric: str) -> float | None:
 
 
 def images_tested(result: Result) -> int:
-    """How many images its numbers are of; 0 where it does not say."""
+    """How many test images a result was measured on; 0 if it does not say."""
     return int((result.data.get("test") or {}).get("images", 0))

@@ -1,4 +1,4 @@
-"""The cache of features: one file for an encoder and its images, found by a hash of both."""
+"""The cache of features: one file per encoder and set of images, named by a hash of both."""
 
 import contextlib
 import logging
@@ -16,13 +16,13 @@ _BYTES = 4 * 2**30  # the least recently used features beyond this are removed
 
 
 def load(path: Path) -> tuple[Tensor, Tensor] | None:
-    """What `save` wrote, features and rows; None if it is not there, or damaged."""
+    """Read what `save` wrote, features and rows; None if it is missing or damaged."""
     from safetensors.torch import load_file
 
     try:
         found = load_file(path)
-        with contextlib.suppress(OSError):  # somebody else's file
-            os.utime(path)  # recently used
+        with contextlib.suppress(OSError):  # the file may be another user's
+            os.utime(path)  # mark it as recently used
         return found["features"], found["rows"]
     except FileNotFoundError:
         return None
@@ -32,7 +32,7 @@ def load(path: Path) -> tuple[Tensor, Tensor] | None:
 
 
 def save(path: Path, x: Tensor, rows: Tensor) -> None:
-    """Write features `(M, F)` and their rows `(M,)`; others make room for them."""
+    """Write features `(M, F)` and their rows `(M,)`; remove others if the cache is too large."""
     from safetensors.torch import save as to_bytes
 
     try:

@@ -1,4 +1,4 @@
-"""Features once: the encoder runs over each image a single time, and the result is kept."""
+"""Computing features: the encoder runs over each image once, and the result is cached."""
 
 import contextlib
 import copy
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_VERSION = 2  # of what `Preprocess` computes
+_VERSION = 2  # of the computation in `Preprocess`
 
 
 def features_of(
@@ -48,24 +48,24 @@ def features_of(
     cache: Path | None = None,
     devices: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Run the frozen encoder over images, or read what it gave the last time.
+    """Run the frozen encoder over images, or read its features from the cache.
 
-    The encoder is in eval mode meanwhile and nothing in it changes, running statistics of batch
-    norm included.
+    The encoder is in eval mode meanwhile and nothing in it changes, not even the running statistics
+    of batch norm.
 
     Args:
         encoder: `(N, C, H, W) -> (N, F)`, with its `preprocess`.
         source: the images.
         rows: which of them, int64; default all.
         batch_size: images at a time.
-        cache: folder of kept features, or None for no cache. The key is a hash of the weights,
+        cache: folder of cached features, or None for no cache. The key is a hash of the weights,
             the images and the preprocessing.
-        devices: processes to start on this machine, which share the images; of a process group,
+        devices: processes to start on this machine, which share the images; in a process group,
             the ranks share them in any case.
 
     Returns:
-        Features `(M, F)` float32 on the CPU and the rows `(M,)` they belong to: those asked for
-        less those that could not be read.
+        Features `(M, F)` float32 on the CPU and the rows `(M,)` they belong to: those asked for,
+        without those that could not be read.
 
     Raises:
         UserError: if the encoder has no `preprocess`, or its output is not finite or not `(N, F)`.
@@ -79,7 +79,7 @@ def features_of(
         found = feature_cache.load(path)
         if found is not None and _more_to_read(part, found[1]):
             found = None
-        # Either all ranks read or all compute: the folder need not be the same on every machine.
+        # Either all ranks read the cache or all compute, as each machine may have its own folder.
         if all(gather_objects(found is not None)) and found is not None:
             return found[0], rows[found[1]]
     if devices > 1 and world_size() == 1 and not externally_launched():
@@ -92,7 +92,7 @@ def features_of(
 
 
 def warn_unread(source: Source, rows: Tensor, read: Tensor) -> None:
-    """Warn of those rows of a source that are not among the ones that were read."""
+    """Warn of the rows of a source that are not among those that were read."""
     lost = rows[~torch.isin(rows, read)]
     if len(lost):
         log.warning(
@@ -102,7 +102,7 @@ def warn_unread(source: Source, rows: Tensor, read: Tensor) -> None:
 
 
 def _more_to_read(source: Source, read: Tensor) -> bool:
-    """Whether an image that could not be read then can be now; its size and time are the same."""
+    """Whether an image that could not be read for the cache can be now, its size and time equal."""
     rows = torch.arange(len(source))
     for row in rows[~torch.isin(rows, read)].tolist():
         with contextlib.suppress(BrokenImage):
@@ -112,7 +112,7 @@ def _more_to_read(source: Source, read: Tensor) -> bool:
 
 
 def _extract_together(encoder: nn.Module, source: Source, batch_size: int) -> tuple[Tensor, Tensor]:
-    """`extract`, every rank a share of the images; all ranks have all features."""
+    """`extract` with the images divided among the ranks; every rank gets all features."""
     rows = torch.arange(rank(), len(source), world_size())
     if len(rows) == len(source):
         return extract(encoder, source, batch_size)
@@ -129,13 +129,13 @@ def _extract_together(encoder: nn.Module, source: Source, batch_size: int) -> tu
 def _extract_by_processes(
     encoder: nn.Module, source: Source, batch_size: int, devices: int
 ) -> tuple[Tensor, Tensor]:
-    """`extract`, by processes that live as long as it takes, each a share of the images."""
+    """`extract` with the images divided among processes that are started for it."""
     asked = Devices(device_of(encoder).type, devices)
     with tempfile.TemporaryDirectory() as folder:
         task = partial(
             _extract_share,
             asked=asked,
-            # A process moves it to its own device; from another's it would be read over there.
+            # Each process moves it to its own device; if it were on a GPU, all would open it there.
             encoder=encoder if asked.accelerator == "cpu" else copy.deepcopy(encoder).cpu(),
             source=source,
             batch_size=batch_size,
@@ -164,12 +164,12 @@ def _extract_share(
     aloud: bool,
 ) -> None:
     divide_threads(local_world_size(asked))
-    if aloud:  # what the parent has set for its logs is not known here
+    if aloud:  # a new process does not have the parent's logging configuration
         logging.basicConfig(format="barlow: %(message)s")
         logging.getLogger("barlow.progress").setLevel(logging.INFO)
     rows = torch.arange(fabric.global_rank, len(source), fabric.world_size)
     share = source.part(rows)
-    share.max_broken = 1.0  # whether there are too many is seen when all shares are together
+    share.max_broken = 1.0  # whether too many are broken is checked over all shares
     found = list(_features(encoder.to(fabric.device), share, batch_size))
     read = torch.cat([rows[:0], *(rows[at] for _, at in found)])
     unread = rows[~torch.isin(rows, read)].tolist()
@@ -185,7 +185,7 @@ def extract(encoder: nn.Module, source: Source, batch_size: int = 256) -> tuple[
     """`features_of` without cache, for all images of a source."""
     x, read = torch.empty(0), list[Tensor]()
     for y, rows in _features(encoder, source, batch_size):
-        if not read:  # one array from the start: joining batches would take it twice
+        if not read:  # one tensor from the start, as joining batches would take twice the memory
             x = torch.empty(len(source), y.shape[1])
         start = sum(len(rows) for rows in read)
         x[start : start + len(rows)] = y
@@ -210,7 +210,7 @@ def _features(
 def with_progress(
     batches: Iterable[tuple[Tensor, Tensor]], what: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same batches, the second of each its rows; the first rank says how far they are."""
+    """Yield the batches, whose second part is their rows; the first rank logs the progress."""
     if rank():
         yield from batches
         return
@@ -224,7 +224,7 @@ def with_progress(
 def stream_features(
     encoder: nn.Module, source: Source, batch_size: int = 256
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The features of one batch of images after another, decoded while the encoder works.
+    """Yield the features of one batch of images after another; `eval_batches` decodes them.
 
     The encoder is in eval mode meanwhile.
 
@@ -252,7 +252,7 @@ def stream_features(
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode meanwhile; afterwards, or after an error, each submodule in the mode it had."""
+    """Set eval mode; afterwards, or after an error, restore the mode of every submodule."""
     was_training = [submodule for submodule in module.modules() if submodule.training]
     module.eval()
     try:
@@ -263,12 +263,12 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def device_of(encoder: nn.Module) -> torch.device:
-    """Where an encoder is; the CPU if it has no weights."""
+    """The device of an encoder; the CPU if it has no weights."""
     return next((p.device for p in encoder.parameters()), torch.device("cpu"))
 
 
 def resolve_encoder(encoder: str | Path | nn.Module, accelerator: str) -> nn.Module:
-    """A module as it is, where it is; anything else loaded onto a device of the accelerator."""
+    """Return a module unchanged; load anything else onto a device of the accelerator."""
     if isinstance(encoder, nn.Module):
         return encoder
     from barlow.share import load_encoder
@@ -278,19 +278,19 @@ def resolve_encoder(encoder: str | Path | nn.Module, accelerator: str) -> nn.Mod
 
 
 def select_device(accelerator: str) -> torch.device:
-    """A device of an accelerator; another one for each process that torchrun or SLURM started.
+    """A device of an accelerator; each process that torchrun or SLURM started has its own.
 
     Raises:
         UserError: if this machine has no such accelerator.
     """
     device = create_fabric(Devices(accelerator)).device
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # where what is gathered from all ranks goes
+        torch.cuda.set_device(device)  # collectives gather objects on the current device
     return device
 
 
 def cache_folder() -> Path:
-    """Where features are kept: $BARLOW_CACHE, by default ~/.cache/barlow/features."""
+    """Where features are cached: $BARLOW_CACHE, by default ~/.cache/barlow/features."""
     return Path(os.environ.get("BARLOW_CACHE") or "~/.cache/barlow/features").expanduser()
 
 
@@ -301,10 +301,10 @@ def _fingerprint(encoder: nn.Module, source: Source) -> str:
 def fingerprint_of(encoder: nn.Module) -> str:
     """A hash of an encoder: its modules, its weights and its preprocessing."""
     digest = hashlib.sha256()
-    # The text of the modules: two encoders may share all weights and differ in an activation.
+    # The modules' repr too, as two encoders may share all weights and differ in an activation.
     digest.update(f"{_VERSION}\n{encoder}\n{encoder.preprocess}".encode())
     spec = getattr(encoder, "spec", None)
-    if spec is not None and spec.uses_feature_maps:  # the modules do not tell which maps are read
+    if spec is not None and spec.uses_feature_maps:  # the repr does not say which maps are used
         digest.update(f"\n{spec.pool} {spec.stages}".encode())
     for name, value in encoder.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

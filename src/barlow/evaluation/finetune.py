@@ -24,14 +24,14 @@ from barlow.evaluation.subsets import split
 from barlow.evaluation.task import LabelledImages, open_task
 from barlow.evaluation.training import train_classifier
 
-RATES = (3e-4, 1e-3, 3e-3)  # of AdamW, chosen among on held-out training images
-_STEPS = 400  # few labels still take so many steps, unless the epochs are given
+RATES = (3e-4, 1e-3, 3e-3)  # of AdamW; one is chosen on held-out training images
+_STEPS = 400  # the least, even with few labels, unless the number of epochs is given
 _EPOCHS = 20  # Zbontar et al. 2021, section 3.2
 
 
 @dataclass(frozen=True)
 class _Training:
-    """What one training has in common with the others of its row."""
+    """The settings that all trainings of a row share."""
 
     epochs: int
     batch_size: int
@@ -147,7 +147,7 @@ def _row(
     first: Classifier | None = None
     for i, train in enumerate(subsets):
         start = make(seed + i)
-        if rate is None:  # once a row: the labels of another seed want no other rate
+        if rate is None:  # once per row, as the labels of another seed need no other rate
             rate = choose_rate(start, train, training, seed)
         classifier = _train(start, train, training, rate, seed + i)
         values, read, correct = _measure(classifier, train, test, training.batch_size)
@@ -166,10 +166,11 @@ def _row(
 
 
 def choose_rate(encoder: nn.Module, train: LabelledImages, training: _Training, seed: int) -> float:
-    """The rate with the most held-out training images right; of equals the lower loss.
+    """The rate with the best accuracy on held-out training images; of equals, the lowest loss.
 
-    Right in the mean over the classes, where these are unequal: else "always good" would win.
-    A fifth of the training images is held out; where no class has two, the middle rate is taken.
+    Accuracy is averaged over the classes if their sizes are unequal; otherwise always predicting
+    the largest class could win. A fifth of the training images is held out; if no class has two
+    images, the middle rate is taken.
     """
     fit, held_out = split(train.y, 0.2, seed)
     if not len(held_out):
@@ -178,7 +179,7 @@ def choose_rate(encoder: nn.Module, train: LabelledImages, training: _Training, 
     for rate in RATES:
         try:
             classifier = _train(encoder, train.take(fit), training, rate, seed)
-        except TrainingError:  # too high a rate is a bad choice, not the end
+        except TrainingError:  # the rate is too high, but another may work
             continue
         values, *_ = _measure(classifier, None, train.take(held_out), training.batch_size)
         best = values.get("val_recall", values["val_top1"])
@@ -210,7 +211,7 @@ def _measure(
     test: LabelledImages,
     batch_size: int,
 ) -> tuple[dict[str, float], Tensor, Tensor]:
-    """The numbers, which rows of the test could be read, and whether each of them is right."""
+    """The metrics, the test rows that could be read, and whether each is classified correctly."""
     values: dict[str, float] = {}
     if train is not None:
         scores, rows = _scores(classifier, train, batch_size)

@@ -35,7 +35,7 @@ from barlow.run import Run
 from barlow.settings import default_preset
 from barlow.views import TwoViews
 
-_PAIRS = 2_000  # images for uniformity, which looks at all pairs of them
+_PAIRS = 2_000  # images for uniformity, which compares all pairs of them
 _VIEWED = 500  # images for LiDAR and alignment
 
 
@@ -118,7 +118,7 @@ def _row(name: str, x: Tensor, drawn: Tensor) -> Row:
 def _two_views(
     encoder: str | Path | nn.Module, preprocess: Preprocess, preset: str | None
 ) -> TwoViews:
-    """The views the run was trained with, where there is one and nothing else is asked for."""
+    """The views of the preset asked for, else those of the run, else those of a default preset."""
     changes: dict[str, Any] = {}
     if preset is None:
         preset = default_preset(preprocess.image_size)
@@ -139,7 +139,7 @@ def _two_views(
 def _features_of_views(
     encoder: nn.Module, source: Source, two_views: TwoViews, views: int, seed: int
 ) -> Tensor:
-    """Features of augmented images, `(N, V, F)`, of the first and second view in turns."""
+    """Features of V views of each image, `(N, V, F)`; first and second views alternate."""
     device = device_of(encoder)
     found = []
     with evaluating(encoder):

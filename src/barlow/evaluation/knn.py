@@ -1,4 +1,4 @@
-"""Weighted nearest neighbours: what the representation says before anything is fitted."""
+"""Weighted nearest neighbours, which measure a representation without fitting anything."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from barlow.errors import UserError
 
-# Similarities held at a time: 512 × 65,536 float32 are 128 MiB, large enough for a fast product.
+# Similarities in memory at a time: 512 × 65,536 float32, 128 MiB, are enough for a fast product.
 _QUERIES, _BANK = 512, 65_536
 
 
@@ -43,13 +43,13 @@ def _nearest_of_chunk(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Te
 
 
 def _top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`similarity.topk(k)`, faster: the k largest lie in the k groups with the largest maxima."""
+    """A faster `similarity.topk(k)`: the k largest are in the k groups with the largest maxima."""
     queries, columns = similarity.shape
-    size = round((columns / k) ** 0.5)  # of a group: fewest numbers to select from in all
+    size = round((columns / k) ** 0.5)  # of a group; leaves the fewest numbers to select from
     number = columns // size
     if number < 2 * k:
         return similarity.topk(k)
-    # Column c is in group c % number: maxima over the first axis run along memory.
+    # Column c is in group c % number, so that taking the maxima reads memory in order.
     grouped = similarity[:, : size * number].view(queries, size, number)
     groups = grouped.amax(1).topk(k, sorted=False).indices  # (q, k)
     candidates = grouped.gather(2, groups[:, None].expand(-1, size, -1)).flatten(1)  # (q, size * k)
@@ -59,13 +59,13 @@ def _top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def weights(similarity: Tensor, temperature: float) -> Tensor:
-    """The neighbours' shares of the vote, exp(similarity / temperature) of their sum: `(Q, k)`.
+    """The neighbours' shares of the vote, softmax of similarity / temperature: `(Q, k)`.
 
     Args:
         similarity: `(Q, k)` float32, the largest first.
         temperature: 0.07 in Wu et al. 2018, 0.1 in later work.
     """
-    # Less the largest, so that exp does not overflow at small temperatures.
+    # The largest is subtracted, so that nothing overflows at small temperatures.
     return ((similarity - similarity[:, :1]) / temperature).softmax(1)
 
 
@@ -82,7 +82,7 @@ def vote(
         classes: C, where targets are classes.
 
     Returns:
-        `(Q, C)` float32; of classes, the share of the vote of each.
+        `(Q, C)` float32; for classes, the share of the vote of each.
     """
     shares, targets = weights(similarity[:, :k], temperature), targets[:, :k]
     if targets.ndim == 2:
@@ -109,7 +109,7 @@ def knn_scores(
         classes: C, where targets are classes.
 
     Returns:
-        For each (k, temperature) the weighted mean of the neighbours' targets, `(Q, C)`; of
+        For each (k, temperature) the weighted mean of the neighbours' targets, `(Q, C)`; for
         classes, the share of the vote of each.
 
     Raises:
@@ -128,7 +128,7 @@ def knn_scores(
     largest = min(max(ks), len(bank))
     similarity, rows = nearest(queries, bank, largest)
     scores: dict[tuple[int, float], list[Tensor]] = {(k, t): [] for k in ks for t in temperatures}
-    # (512, 200, C) of tags or numbers at a time.
+    # In parts, so that only (512, 200, C) targets are gathered at a time.
     for s, r in zip(torch.split(similarity, _QUERIES), torch.split(rows, _QUERIES), strict=True):
         of_neighbours = targets[r]  # (q, K) or (q, K, C)
         for k, t in scores:

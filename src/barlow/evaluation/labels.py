@@ -1,4 +1,4 @@
-"""Labels as people have them: a source's own, or a CSV file of what is in which image."""
+"""Labels in the forms that users have: a source's own, or a CSV file of images and labels."""
 
 import csv
 import logging
@@ -24,16 +24,16 @@ AnyKind = Literal["auto", "classes", "tags", "numbers"]
 
 _FILE_COLUMNS = (*FILE_COLUMNS, "id")
 _SEPARATOR = re.compile(r"\s*[|;]\s*")
-_MISSING = ("na", "n/a", "nan", "null", "none")  # and what begins with #, such as Excel's #N/A
+_MISSING = ("na", "n/a", "nan", "null", "none")  # also what begins with #, such as Excel's #N/A
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What is known of some images of a source.
+    """The labels of some images of a source.
 
     Attributes:
-        kind: "classes", one of several each; "tags", any number of several; "numbers".
-        names: of the classes, the tags, or the columns of numbers.
+        kind: "classes", one per image; "tags", any number per image; or "numbers".
+        names: names of the classes, the tags, or the columns of numbers.
         rows: `(M,)` int64, which images of the source.
         values: `(M,)` int64 classes, `(M, T)` float32 tags of 0 or 1, or `(M, T)` float32 numbers.
     """
@@ -44,12 +44,12 @@ class Labels:
     values: Tensor
 
     def take(self, indices: Tensor) -> "Labels":
-        """Those of some of the images."""
+        """The labels of some of the images."""
         return Labels(self.kind, self.names, self.rows[indices], self.values[indices])
 
 
 def labels_of(source: Source) -> Labels:
-    """The classes that a source has of its own.
+    """The classes that a source itself provides.
 
     Raises:
         UserError: if it has none.
@@ -67,18 +67,18 @@ def labels_of(source: Source) -> Labels:
 def read_labels(file: str | Path, ids: Sequence[str], kind: AnyKind, folder: str = "") -> Labels:
     """Read labels from a CSV file with a heading line, commas, semicolons or tabs between columns.
 
-    The file name stands in a column `file_name` (or file, path, image, id; else the first): the
-    source's id, the last parts of it, or a longer path that ends in it, from the source's folder
-    on, as Windows or others write it. One further column holds a class, several tags with `|` or
-    `;` between them, or a number; several columns hold a number each, or 0 and 1 for tags. If one
-    of several is called label, class, category or target, it is read alone. A column without a
-    heading is left out; capitals in headings do not matter.
+    The file name is in a column `file_name` (or file, path, image, id; else in the first). It is
+    the source's id, the last parts of it, or a longer path that ends in the source's folder and the
+    id, with slashes or Windows' backslashes. One further column holds a class, several tags with
+    `|` or `;` between them, or a number; several columns hold a number each, or 0 and 1 for tags.
+    If one of several is called label, class, category or target, only that one is read. A column
+    without a heading is left out; capitals in headings do not matter.
 
     Args:
         file: the CSV file.
-        ids: of the source's images.
-        kind: what is in it; "auto" tells from the values. Whole numbers in one column are classes,
-            unless the kind is "numbers".
+        ids: ids of the source's images.
+        kind: what the file holds; "auto" infers it from the values. Whole numbers in one column are
+            classes, unless the kind is "numbers".
         folder: name of the folder that the ids are below, if there is one.
 
     Returns:
@@ -133,7 +133,7 @@ def _table(file: Path) -> tuple[list[str], list[list[str]]]:
         with file.open(newline="", encoding="utf-8-sig") as text:
             written = text.readlines()
         first = next((line for line in written if line.strip()), "")
-        separator = max(",;\t", key=first.count)  # of equals the comma
+        separator = max(",;\t", key=first.count)  # the comma if counts are equal
         heading, *lines = [line for line in csv.reader(written, delimiter=separator) if any(line)]
     except (OSError, csv.Error) as error:
         raise UserError(f"cannot read {file}: {error}") from None
@@ -149,7 +149,7 @@ def _table(file: Path) -> tuple[list[str], list[list[str]]]:
     heading = [name.strip() for name in heading]
     plain = [name.lower().replace(" ", "_") for name in heading]
     at = next((plain.index(c) for c in _FILE_COLUMNS if c in plain), None)
-    if at is None:  # a first column without a heading may be file names, or an index before them
+    if at is None:  # the first column, or the second after an index without a heading
         at = int(not heading[0] and all(line[0].isdecimal() for line in lines))
     rest = [i for i in range(len(heading)) if i != at and heading[i]]
     if not rest:
@@ -166,7 +166,7 @@ def _table(file: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def _places(names: Sequence[str], ids: Sequence[str], folder: str) -> dict[str, int]:
-    """The row of the image that each name means, if there is one; -1 if there are several."""
+    """The row of the image that each name means, if there is one; -1 if it may mean several."""
     asked, places, whole = set(names), dict[str, int](), dict[str, int]()
     for row, name in enumerate(ids):
         path = f"{folder}/{name}" if folder else name
@@ -177,7 +177,7 @@ def _places(names: Sequence[str], ids: Sequence[str], folder: str) -> dict[str, 
     for name in asked - places.keys():
         if found := [whole[end] for end in _ends(name) if end in whole]:
             places[name] = found[0]
-    # The whole id is never in doubt.
+    # A name that is a whole id is never ambiguous.
     return places | {name: row for row, name in enumerate(ids) if name in asked}
 
 
@@ -186,7 +186,7 @@ def _from_windows(name: str) -> str:
 
 
 def _ends(path: str) -> Iterator[str]:
-    """The path, and what is left of it without its first folder, its second, ..."""
+    """Yield the path, the path without its first folder, without its first two, and so on."""
     while path:
         yield path
         path = path.partition("/")[2]
@@ -205,7 +205,7 @@ def _kind(columns: list[str], cells: list[list[str]], file: str) -> Kind:
 
 
 def _among_numbers(values: list[str], others: list[str]) -> str | None:
-    """Which of the others is a gap or a comma in a column of numbers, rather than a class."""
+    """Which of `others` is a gap or decimal comma among numbers; None if they are classes."""
     if all(_number(value.replace(",", ".", 1)) is not None for value in values):
         return others[0]
     numbers = [value for value in values if _number(value) is not None]

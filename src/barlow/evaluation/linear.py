@@ -9,24 +9,27 @@ from torch.nn import functional as F
 from barlow.errors import UserError
 from barlow.evaluation.subsets import folds, split
 
-# Penalties that are tried, strongest first: each fit starts from the one before.
+# The penalties that are tried, strongest first; each fit starts from the result of the one before.
 PENALTIES = (1e0, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
-# Without a second image of a class there is nothing to hold out: few images want a strong one.
+# Used if no class has a second image, so that none can be held out: few images need a strong one.
 _PENALTY_UNCHOSEN = 1e-1
-_ROUGH = 5e-3  # of the gradient: the held-out loss is then within 0.001 of its value at the optimum
-_FEW = 5_000  # up to here five folds, beyond a tenth held out: its error is then below a point
-# The choice is made on so many images, so many a feature, so many a class: on CIFAR-10 that finds
-# the penalty that all 45,000 find, or its neighbour in the list, in half the time.
+_ROUGH = 5e-3  # gradient tolerance; the held-out loss is then within 0.001 of that at the optimum
+# Up to this many images, five folds are used; of more, a tenth is held out, whose error is then
+# below a point.
+_FEW = 5_000
+# The penalty is chosen on this many images, this many per feature or this many per class, whichever
+# is most. On CIFAR-10 this finds the same penalty as all 45,000 images, or its neighbour in the
+# list, in half the time.
 _ENOUGH, _A_FEATURE, _A_CLASS = 20_000, 40, 100
 
 
 @dataclass(frozen=True)
 class Standardise:
-    """Features less their mean, over their deviation, both of the training images.
+    """Subtracts the mean of the training features and divides by their standard deviation.
 
     Attributes:
         mean: `(F,)`.
-        scale: `(F,)`, the inverse deviation; 0 for a feature that never changes.
+        scale: `(F,)`, the inverse standard deviation; 0 for a constant feature.
     """
 
     mean: Tensor
@@ -55,16 +58,16 @@ class LinearClassifier:
 
 
 def standardisation(x: Tensor) -> Standardise:
-    """Mean and deviation of training features.
+    """The standardisation by the mean and standard deviation of training features.
 
-    Features of an encoder differ in scale by orders of magnitude; one penalty and one rate for
-    all of them would otherwise choose among the features by their units.
+    The features of an encoder differ in scale by orders of magnitude; otherwise one penalty and one
+    learning rate for all of them would favour some features because of their scale.
 
     Args:
         x: `(M, F)` float32, of the training images only.
 
     Returns:
-        What applies to any `(N, F)`.
+        A function for any features `(N, F)`.
 
     Example:
         >>> x = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
@@ -74,12 +77,12 @@ def standardisation(x: Tensor) -> Standardise:
     """
     mean = x.mean(0)
     deviation = (x - mean).square_().mean(0).sqrt()  # torch.var over rows takes ten times as long
-    constant = deviation <= 1e-6 * mean.abs().clamp(min=1e-6)  # nothing but rounding
+    constant = deviation <= 1e-6 * mean.abs().clamp(min=1e-6)  # varies by rounding only
     return Standardise(mean, torch.where(constant, 0.0, 1 / deviation))
 
 
 def fold_in(classifier: LinearClassifier, standardise: Standardise) -> LinearClassifier:
-    """The classifier that takes features as the encoder gives them."""
+    """Fold the standardisation into a classifier, which then takes the encoder's own features."""
     weight = classifier.weight * standardise.scale[:, None]
     return LinearClassifier(weight, classifier.bias - standardise.mean @ weight)
 
@@ -102,20 +105,20 @@ def fit_logistic(
     Args:
         x: `(M, F)` float32, centred.
         y: `(M,)` int64.
-        classes: C; labels lie below it.
+        classes: C; labels are below it.
         penalty: positive.
-        start: where to begin, default at zero.
-        covariance: of x, `(F, F)` float64, if it is known already.
-        tolerance: on the largest entry of the (preconditioned) gradient; the default is within
-            0.01 points of the accuracy at the optimum, and 0.0001 of the loss.
-        max_steps: of L-BFGS.
+        start: classifier to start from; default: zero.
+        covariance: covariance of x, `(F, F)` float64, if it is known already.
+        tolerance: on the largest entry of the (preconditioned) gradient; with the default, the
+            accuracy is within 0.01 points of that at the optimum, and the loss within 0.0001.
+        max_steps: maximum number of L-BFGS steps.
 
     Returns:
         The classifier.
     """
-    # Features of an encoder are strongly correlated, and gradient methods crawl along their
-    # small eigenvalues. In coordinates v with weight = P v, where P P^T is the inverse of the
-    # Hessian at zero, I/C × covariance + penalty, the problem is nearly round.
+    # The features of an encoder are strongly correlated, and gradient methods are slow in the
+    # directions of small eigenvalues. In coordinates v with weight = P v, where P P^T is the
+    # inverse of the Hessian at zero, covariance / C + penalty × I, the problem is well conditioned.
     precondition = _preconditioner(
         _covariance(x) if covariance is None else covariance, classes, penalty
     )
@@ -136,8 +139,8 @@ def fit_logistic(
     def closure() -> Tensor:
         with torch.no_grad():
             weight, bias = precondition @ v[:-1], v[-1] * classes**0.5
-            # By class along memory, in and out: transposed, the product for the slope takes six
-            # times as long, and the softmax does not run over ten classes in step.
+            # Log-probabilities are (C, M): as (M, C), the product for the slope would take six
+            # times as long, and a softmax over only ten classes would not be vectorised.
             log_p = torch.addmm(bias[:, None], weight.T, x.T).log_softmax(0)  # (C, M)
             of_label = log_p.gather(0, y[None])
             nll = -of_label.double().mean()
@@ -158,7 +161,7 @@ def _covariance(x: Tensor) -> Tensor:
 
 def _preconditioner(covariance: Tensor, classes: int, penalty: float) -> Tensor:
     hessian = covariance / classes
-    # Rounding of x.T @ x stays below the ridge; a preconditioner need not be exact.
+    # The ridge exceeds the rounding errors of x.T @ x; a preconditioner need not be exact.
     hessian.diagonal().add_(max(penalty, 1e-5 * float(hessian.diagonal().mean()), 1e-12))
     # hessian = L L^T, P = L^-T: upper triangular.
     lower = torch.linalg.cholesky(hessian)
@@ -170,15 +173,16 @@ def _preconditioner(covariance: Tensor, classes: int, penalty: float) -> Tensor:
 def choose_penalty(x: Tensor, y: Tensor, classes: int, seed: int = 0) -> float:
     """Choose the penalty by the cross-entropy of training images that are held out.
 
-    Five folds up to 5,000 images, a tenth beyond, where the fits on trial take no more images than
-    a choice needs. Their penalty is as many times stronger as they have fewer images, so that it
-    weighs as much against the loss of one image. Test images are no argument and have no say.
+    Up to 5,000 images, they are divided into five folds; of more, a tenth is held out, and the
+    trial fits use no more images than the choice needs. Their penalty is multiplied by the number
+    of all images over theirs, so that it weighs as much against the loss of one image. Test images
+    are not among the arguments, so they cannot influence the choice.
 
     Args:
         x: `(M, F)` float32, training features, standardised.
         y: `(M,)` int64.
         classes: C.
-        seed: of the division.
+        seed: seed of the division.
 
     Returns:
         One of `PENALTIES`; 0.1 if no class has two images.
@@ -206,14 +210,14 @@ def choose_penalty(x: Tensor, y: Tensor, classes: int, seed: int = 0) -> float:
 
 
 def _of_seen(y: Tensor, held_out: Tensor, fit: Tensor) -> Tensor:
-    """Those held out whose class is among those to fit; no penalty helps the others."""
+    """The held-out images whose class is also fitted; no penalty helps to classify the others."""
     return held_out[torch.isin(y[held_out], y[fit])]
 
 
 def _descend(trial: "_Trial") -> float:
-    """From the middle down to the lowest loss.
+    """Search from the middle penalty in the direction of falling loss, up to the minimum.
 
-    With many images the loss has one valley along the penalties, and every fit is worth sparing.
+    With many images the loss has one minimum along the penalties, and it pays to avoid fits.
     """
     middle = len(PENALTIES) // 2
     found = {middle: trial(PENALTIES[middle], None)}
@@ -230,7 +234,7 @@ def _descend(trial: "_Trial") -> float:
 
 
 class _Trial:
-    """Fits on some of the training images and tells the cross-entropy on the others."""
+    """Fits on some of the training images and returns the cross-entropy on those held out."""
 
     def __init__(self, x: Tensor, y: Tensor, classes: int, fit: Tensor, held_out: Tensor) -> None:
         self._x, self._y, self._classes = x[fit], y[fit], classes
@@ -238,7 +242,7 @@ class _Trial:
         centre = self._x.mean(0)
         self._x -= centre
         self._x_held_out, self._y_held_out = x[held_out] - centre, y[held_out]
-        self._covariance = _covariance(self._x)  # of all fits, and a fifth of the cost of one
+        self._covariance = _covariance(self._x)  # shared by all fits; takes a fifth of one
 
     def __call__(
         self, penalty: float, start: LinearClassifier | None
@@ -265,8 +269,8 @@ def logistic_probe(
         x: `(M, F)` float32, training features as the encoder gives them.
         y: `(M,)` int64.
         classes: C.
-        penalty: skips the choice.
-        seed: of the division for the choice.
+        penalty: penalty to use instead of choosing one.
+        seed: seed of the division for the choice.
 
     Returns:
         A classifier for features as the encoder gives them, and the penalty.
@@ -280,8 +284,8 @@ def logistic_probe(
     x = standardise(x)
     span = None
     if len(x) < x.shape[1]:
-        # The penalty leaves in the weight no direction that no image has, so fewer images than
-        # features need as many coordinates as images: those of an orthonormal basis of their span.
+        # Because of the penalty, the weight has no component orthogonal to all images. So if there
+        # are fewer images than features, coordinates in an orthonormal basis of their span suffice.
         span = torch.linalg.qr(x.T).Q  # (F, M)
         x = x @ span
     if penalty is None:

@@ -1,4 +1,4 @@
-"""What scores are worth: accuracy and loss of classes, mAP of tags, R2 of numbers."""
+"""Metrics of scores: accuracy and loss for classes, mAP for tags, R2 for numbers."""
 
 import torch
 from torch import Tensor
@@ -11,13 +11,13 @@ from barlow.evaluation.labels import Kind
 def compute_metrics(
     kind: Kind, scores: Tensor, y: Tensor, prefix: str, loss: bool = True
 ) -> dict[str, float]:
-    """The numbers that go with a kind of labels.
+    """The metrics for a kind of labels.
 
     Args:
         kind: "classes", "tags" or "numbers".
         scores: `(N, T)`.
-        y: of that kind.
-        prefix: put before the names of the numbers: "train" or "val".
+        y: labels of that kind.
+        prefix: put before the names of the metrics: "train" or "val".
         loss: whether the scores of classes are logits.
 
     Returns:
@@ -33,18 +33,18 @@ def compute_metrics(
 def classification_metrics(
     scores: Tensor, y: Tensor, prefix: str, loss: bool = True
 ) -> dict[str, float]:
-    """Cross-entropy, top-1, with more than five classes top-5, of unequal ones the mean recall.
+    """Cross-entropy and top-1; top-5 for more than five classes; mean recall for unequal classes.
 
     Args:
         scores: `(N, C)` logits; only their order matters without `loss`.
         y: `(N,)` int64.
-        prefix: put before the names of the numbers: "train" or "val".
+        prefix: put before the names of the metrics: "train" or "val".
         loss: whether the scores are logits, so that cross-entropy means something.
 
     Returns:
         For example `{"val_loss": ..., "val_top1": ..., "val_top5": ...}`; accuracies in 0 to 1.
-        Of "val", where the largest class there has more than twice the images of the smallest,
-        also `val_recall`: the share of each class's images that are right, mean over the classes.
+        For "val", if the largest class has more than twice the images of the smallest, also
+        `val_recall`: the share of each class's images that are right, averaged over the classes.
 
     Example:
         >>> import torch
@@ -69,14 +69,14 @@ def is_correct(scores: Tensor, y: Tensor) -> Tensor:
 
 
 def r2(found: Tensor, y: Tensor) -> float:
-    """Share of the variance explained, mean over the columns: 1 is perfect, 0 is the mean.
+    """Share of the variance explained, averaged over columns: 1 is perfect, the mean gives 0.
 
     Args:
         found: `(N, T)`.
         y: `(N, T)`; a column whose values are all the same is left out.
 
     Raises:
-        UserError: if all of them are.
+        UserError: if all columns are left out.
 
     Example:
         >>> r2(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [3.0]]))
@@ -92,9 +92,9 @@ def r2(found: Tensor, y: Tensor) -> float:
 
 
 def mean_average_precision(scores: Tensor, y: Tensor) -> float:
-    """Average precision of each tag, mean over those that some image has.
+    """Average precision of each tag, averaged over the tags that some image has.
 
-    Precision is averaged over the steps of recall, images of equal score taken together.
+    Precision is averaged over the steps of recall; images of equal score are taken together.
 
     Args:
         scores: `(N, T)`.
@@ -112,7 +112,7 @@ def mean_average_precision(scores: Tensor, y: Tensor) -> float:
 def _average_precision(scores: Tensor, has: Tensor) -> float:
     scores, order = scores.sort(descending=True)
     hits = has[order].double().cumsum(0)  # (N,)
-    last = torch.ones(len(scores), dtype=torch.bool)  # of a stretch of equal scores
+    last = torch.ones(len(scores), dtype=torch.bool)  # of a run of equal scores
     last[:-1] = scores[:-1] != scores[1:]
     at = last.nonzero().flatten()
     precision = hits[at] / (at + 1)

@@ -120,7 +120,7 @@ def linear(
                 "only class labels yield a classifier to save, and these are "
                 f"{task.kind}: drop --out"
             )
-        spec_of(module)  # or it could not be saved
+        spec_of(module)  # raises if the encoder could not be saved
     rows, classes = [], len(task.names)
     for name, one, learnt, held_out in _lines(
         module, task, baseline, seed, batch_size, cache, devices
@@ -230,7 +230,7 @@ def _lines(
     cache: bool,
     devices: int,
 ) -> Iterator[tuple[str, nn.Module, Features, Features]]:
-    """For each line of the table its name, its encoder, and features of training and test."""
+    """For each line of the table: its name, its encoder, and its training and test features."""
     how: dict[str, Any] = {
         "batch_size": batch_size,
         "cache": cache_folder() if cache else None,
@@ -253,7 +253,7 @@ def _lines(
 def _fit(
     kind: Kind, learnt: Features, classes: int, epochs: int | None, seed: int
 ) -> tuple[LinearClassifier, dict[str, Any]]:
-    """A classifier, and what was chosen for it; the test is no argument and has no say."""
+    """A classifier, and what was chosen for it; test images are not seen and have no influence."""
     x, y, _ = learnt
     if kind == "tags":
         by_tag, penalties = tag_probe(x, y, seed)

@@ -19,10 +19,10 @@ from barlow.run import Run
 
 log = logging.getLogger(__name__)
 
-# The function of that name, in which module of this room.
+# For each protocol, the module of this package that has the function of its name.
 PROTOCOLS = {"linear": "probes", "knn": "probes", "finetune": "finetune", "health": "health"}
 
-# Where things go, not what is measured.
+# Options that say where things run or are stored, which does not affect what is measured.
 _NOT_SETTINGS = ("out", "cache", "accelerator", "devices")
 
 
@@ -94,7 +94,7 @@ def save_in_run(result: Result, encoder: str | Path | nn.Module) -> Path | None:
     Repeating the same evaluation replaces its file.
 
     Returns:
-        The file, or None; a file that cannot be written gives a warning.
+        The file, or None; if the file cannot be written, a warning is logged.
     """
     if isinstance(encoder, nn.Module) or not (run := Run(Path(encoder))).config_file.exists():
         return None
@@ -103,7 +103,7 @@ def save_in_run(result: Result, encoder: str | Path | nn.Module) -> Path | None:
     path = run.evaluation_folder / name
     try:
         result.save(path)
-    except OSError as error:  # somebody else's run, or a full disk, must not cost the evaluation
+    except OSError as error:  # another user's run, or a full disk, must not cost the evaluation
         log.warning("could not save the result in %s: %s", encoder, error)
         return None
     return path

@@ -1,4 +1,4 @@
-"""Numbers and tags from features: ridge regression, and one logistic regression a tag."""
+"""Numbers and tags from features: ridge regression, and one logistic regression per tag."""
 
 import torch
 from torch import Tensor
@@ -13,17 +13,17 @@ PENALTIES = tuple(10.0**exponent for exponent in range(-5, 4))
 def ridge_probe(x: Tensor, y: Tensor) -> tuple[LinearClassifier, float]:
     """Ridge regression, its penalty chosen by leaving out each training image in turn.
 
-    Minimises mean squared error + penalty × sum(weight²) on standardised features, the bias free.
-    Leaving one out is exact and costs no further fit: the error without image i is its residual
-    over 1 - h_i, with h_i its leverage (Allen 1974).
+    Minimises mean squared error + penalty × sum(weight²) on standardised features; the bias is not
+    penalised. The leave-one-out errors are exact and need no further fit: the error for image i
+    without it is its residual over 1 - h_i, where h_i is its leverage (Allen 1974).
 
     Args:
         x: `(M, F)` float32, training features as the encoder gives them.
         y: `(M, T)` float32.
 
     Returns:
-        What gives `(N, T)` from features as the encoder gives them, and the penalty, the same for
-        all columns (each column counts by its share of unexplained variance).
+        A function from features as the encoder gives them to `(N, T)`, and the penalty, the same
+        for all columns (each column counts by its share of unexplained variance).
 
     Raises:
         UserError: if there are fewer than 3 images, or a column does not vary.
@@ -55,16 +55,16 @@ def ridge_probe(x: Tensor, y: Tensor) -> tuple[LinearClassifier, float]:
 
 
 def tag_probe(x: Tensor, y: Tensor, seed: int = 0) -> tuple[LinearClassifier, list[float | None]]:
-    """One logistic regression a tag, each with its own penalty chosen as for classes.
+    """One logistic regression per tag, each with its own penalty, chosen as for classes.
 
     Args:
         x: `(M, F)` float32, training features as the encoder gives them.
         y: `(M, T)`, 0 or 1.
-        seed: of the division for the choice.
+        seed: seed of the division for the choice.
 
     Returns:
-        What gives log odds `(N, T)`, and the penalties; None for a tag that all training images
-        have, or none: its log odds are the same for all images.
+        A function from features to log odds `(N, T)`, and the penalties; None for a tag that all
+        training images have, or none of them: its log odds are the same for all images.
     """
     weight, bias = x.new_zeros(x.shape[1], y.shape[1]), x.new_zeros(y.shape[1])
     penalties = list[float | None]()

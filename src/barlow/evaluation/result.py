@@ -114,7 +114,7 @@ class Result:
     def caption(self) -> str:
         """One line about the data."""
         train, test = self.data.get("train"), self.data.get("test")
-        if self.protocol == "transfer" or not train or not test:  # there, names of sources
+        if self.protocol == "transfer" or not train or not test:  # transfer's keys are source names
             return ""
         return (
             f"{train['images']} training images of {train['name']}, "
@@ -153,7 +153,7 @@ class Result:
 
 def _row(values: dict[str, Any]) -> Row:
     correct = values.pop("correct", None) or []
-    # Before there were lists: the bits of the first seed alone.
+    # Results of older versions have, instead of a list, the bits of the first seed.
     return Row(**values, correct=[correct] if isinstance(correct, str) else correct)
 
 
@@ -166,7 +166,7 @@ def _cell(row: Row, key: str) -> str:
 
 
 def pack(correct: Tensor) -> str:
-    """A boolean `(N,)` as text."""
+    """A boolean `(N,)` as text: packed bits in base64."""
     return base64.b64encode(np.packbits(correct.numpy()).tobytes()).decode()
 
 
@@ -177,7 +177,7 @@ def unpack(text: str, number: int) -> Tensor:
 
 
 def json_values(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON takes them, without those that were not given."""
+    """Settings as JSON values, without those that are None."""
     return {
         k: v if isinstance(v, int | float) else str(v) for k, v in settings.items() if v is not None
     }

@@ -1,4 +1,4 @@
-"""The papers' linear probe: epochs of stochastic gradient descent, the rate swept."""
+"""The papers' linear probe: epochs of stochastic gradient descent, with several rates tried."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from barlow.evaluation.subsets import split
 
 # For standardised features and batches of 256, on a logarithmic grid.
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-RATE_UNCHOSEN = 1e-2  # where there is no second image of a class to hold out
+RATE_UNCHOSEN = 1e-2  # if no class has a second image to hold out
 _MOMENTUM = 0.9
 _DECAY = 1e-6  # Zbontar et al. 2021, appendix A
 
@@ -26,7 +26,7 @@ class Descent:
     Args:
         features: F.
         classes: C.
-        rates: G of them.
+        rates: G learning rates.
     """
 
     def __init__(self, features: int, classes: int, rates: Sequence[float]) -> None:
@@ -36,12 +36,12 @@ class Descent:
         self._rates = torch.tensor(rates).view(-1, 1, 1)
 
     def step(self, x: Tensor, y: Tensor, done: float) -> None:
-        """One step of all of them.
+        """Take one step with every classifier.
 
         Args:
             x: `(B, F + 1)` float32, standardised, with a last column of ones.
             y: `(B,)` int64.
-            done: share of the training that lies behind, for the cosine.
+            done: share of the training that is done, for the cosine.
         """
         p = torch.matmul(x, self._parameters).softmax(2)  # (G, B, C)
         p[:, torch.arange(len(y)), y] -= 1
@@ -52,11 +52,11 @@ class Descent:
         self._parameters.sub_(self._velocity * (self._rates * factor))
 
     def classifier(self, rate: int) -> LinearClassifier:
-        """The classifier of one of the rates, by its number."""
+        """The classifier of one of the rates, by its index."""
         return LinearClassifier(self._parameters[rate, :-1], self._parameters[rate, -1])
 
     def best(self, x: Tensor, y: Tensor) -> int:
-        """The number of the rate with the lowest cross-entropy on `(N, F)` and `(N,)`."""
+        """The index of the rate with the lowest cross-entropy on `(N, F)` and `(N,)`."""
         losses = [float(F.cross_entropy(self.classifier(g)(x), y)) for g in range(len(self._rates))]
         return min(range(len(losses)), key=lambda g: losses[g] if losses[g] == losses[g] else 1e30)
 
@@ -80,9 +80,9 @@ def sgd_probe(
         y: `(M,)` int64.
         classes: C.
         epochs: passes over the features.
-        rate: skips the choice.
-        seed: of the order and the division.
-        batch_size: images a step.
+        rate: learning rate to use instead of choosing one.
+        seed: seed of the order and the division.
+        batch_size: images per step.
 
     Returns:
         A classifier for features as the encoder gives them, and the rate.

@@ -30,8 +30,8 @@ def rankme(x: Tensor) -> float:
 def effective_rank(x: Tensor) -> float:
     """Exp of the entropy of the eigenvalues of the covariance (Roy and Vetterli 2007).
 
-    As `rankme` on centred features and variances instead of their roots: the number of directions
-    among which the variance is spread.
+    As `rankme`, but on centred features and on variances instead of their square roots: the number
+    of directions among which the variance is spread.
     """
     return _exp_entropy(_eigenvalues(x), 0.0)
 
@@ -45,11 +45,11 @@ def alpha_req(x: Tensor, first: int = 4, last: int = 100) -> float:
     Args:
         x: `(N, F)` float32.
         first: rank from which the line is fitted; the very first eigenvalues do not lie on it.
-        last: rank to which.
+        last: rank up to which the line is fitted.
 
     Returns:
-        Alpha, of a least-squares line through the logarithms, each weighing 1 / rank, as in the
-        authors' code; not a number with fewer than three eigenvalues to fit.
+        Alpha, from a least-squares line through the logarithms with weights 1 / rank, as in the
+        authors' code; NaN with fewer than three eigenvalues to fit.
     """
     spectrum = _eigenvalues(x).double()
     rank = torch.arange(1, len(spectrum) + 1, dtype=torch.double)
@@ -124,8 +124,8 @@ def alignment(a: Tensor, b: Tensor) -> float:
 def mean_off_diagonal(x: Tensor) -> float:
     """Mean absolute correlation between two different features.
 
-    What Barlow Twins' redundancy reduction (Zbontar et al. 2021, equation 1) brings down in the
-    embedding, seen in the representation. Features that never change are left out.
+    Barlow Twins' redundancy reduction (Zbontar et al. 2021, equation 1) lowers these correlations
+    in the embedding; this measures them in the representation. Constant features are left out.
 
     Args:
         x: `(N, F)` float32.
@@ -155,7 +155,7 @@ def _eigenvalues(x: Tensor, centre: bool = True) -> Tensor:
     """Squared singular values over N, largest first: `(min(N, F),)`."""
     x = x.double()
     x = x - x.mean(0) if centre else x
-    # Of the smaller of the two matrices; the others are zero.
+    # The eigenvalues of the smaller of the two Gram matrices; the larger one adds only zeros.
     gram = x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T
     values: Tensor = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0) / len(x)
     return values

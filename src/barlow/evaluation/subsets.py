@@ -14,12 +14,13 @@ def labels_per_class(
 ) -> Tensor:
     """Choose k images of every class.
 
-    A larger k with the same seed takes the same images and more, so that curves over k compare.
+    A larger k with the same seed takes the same images and more, so that different k can be
+    compared.
 
     Args:
         y: `(M,)` int64 labels.
         k: images of each class; a class without any is left out.
-        seed: which of the choices.
+        seed: seed of the choice.
         names: what the classes are called in the error.
 
     Returns:
@@ -52,7 +53,7 @@ def label_fraction(y: Tensor, fraction: float, seed: int = 0) -> Tensor:
     Args:
         y: `(M,)` int64 labels.
         fraction: above 0, at most 1; the papers use 0.01 and 0.1.
-        seed: which of the choices.
+        seed: seed of the choice.
 
     Returns:
         Sorted int64 indices into `y`.
@@ -76,7 +77,7 @@ def split(y: Tensor, held_out: float, seed: int = 0) -> tuple[Tensor, Tensor]:
     Args:
         y: `(M,)` int64 labels.
         held_out: share of the second part; a class with one image stays in the first.
-        seed: which of the divisions.
+        seed: seed of the division.
 
     Returns:
         Sorted int64 indices of the first and of the second part.
@@ -92,14 +93,14 @@ def folds(y: Tensor, number: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
 
     Args:
         y: `(M,)` int64 labels.
-        number: of folds.
-        seed: which of the divisions.
+        number: number of folds.
+        seed: seed of the division.
 
     Returns:
         For each fold the sorted int64 indices of the first and of the second part.
     """
     place = torch.empty_like(y)
-    offset = 0  # goes on from class to class, so that the folds are equally large
+    offset = 0  # continues from class to class, so that the folds are equally large
     for c, of_class in enumerate(_by_class(y)):
         order = permutation(len(of_class), key(seed, HELD_OUT, c))
         place[of_class[order]] = (torch.arange(len(of_class)) + offset) % number

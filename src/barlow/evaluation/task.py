@@ -1,4 +1,4 @@
-"""The labelled images of an evaluation: opened, their labels aligned, train apart from test."""
+"""The labelled images of an evaluation: opening them, aligning labels, keeping test separate."""
 
 import hashlib
 import logging
@@ -29,7 +29,7 @@ class LabelledImages:
     """Labelled images of a source.
 
     Attributes:
-        source: where they are.
+        source: the source that they are in.
         rows: `(M,)` int64, which of its images.
         y: their labels: `(M,)` int64 classes, `(M, T)` float32 tags of 0 or 1, or numbers.
     """
@@ -43,13 +43,13 @@ class LabelledImages:
         return LabelledImages(self.source, self.rows[indices], self.y[indices])
 
     def labels_for(self, rows: Tensor) -> Tensor:
-        """Labels of those rows, which are among `self.rows`."""
+        """Labels of the given rows, which must be among `self.rows`."""
         place = torch.full((len(self.source),), -1)
         place[self.rows] = torch.arange(len(self.rows))
         return self.y[place[rows]]
 
     def pack_correct(self, found: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Any]:
-        """`correct` and `read` of a `Row`, a bit for every image.
+        """`correct` and `read` of a `Row`, with one bit per image.
 
         Args:
             found: for each seed the rows that could be read, in order, and whether each was right.
@@ -76,10 +76,10 @@ class Task:
     """Training and test images with labels of the same meaning.
 
     Attributes:
-        train: what may be learnt and chosen from.
-        test: what is measured on, and has no say in any choice.
-        names: of the classes, the tags, or the columns of numbers.
-        kind: which of the three they are.
+        train: images to learn and choose from.
+        test: images to measure on, which influence no choice.
+        names: names of the classes, the tags, or the columns of numbers.
+        kind: which of the three the labels are.
     """
 
     train: LabelledImages
@@ -88,10 +88,10 @@ class Task:
     kind: Kind = "classes"
 
     def with_few_labels(self, fraction: float | None, per_class: int | None, seed: int) -> "Task":
-        """With the part of the training images whose labels may be used, classes in balance.
+        """The task with only some of the training labels, classes in balance.
 
         Raises:
-            UserError: if both are given, there are not as many labels, or they are no classes.
+            UserError: if both are given, there are too few labels, or they are not classes.
         """
         if fraction is None and per_class is None:
             return self
@@ -132,22 +132,22 @@ def open_task(
     """Open the labelled images of an evaluation.
 
     Args:
-        train: a source; of one with splits the training split.
-        test: a source; of one with splits the test or validation split. The same source without
-            splits, the default: a fifth of its images, the same ones every time, classes in
+        train: a source; if it has splits, its training split.
+        test: a source; if it has splits, its test or validation split. Default: the training
+            source; if it has no such split, a fifth of its images, always the same ones, classes in
             balance.
-        labels: CSV file of the labels, instead of those that the source has.
-        test_labels: CSV file of the test images' labels; default `labels`.
-        kind: what the files hold; "auto" tells.
-        in_chans: channels the encoder takes.
-        limit: only the first so many images of each.
+        labels: CSV file of the labels, instead of the source's own.
+        test_labels: CSV file of the test images' labels; default: `labels`.
+        kind: what the files hold; "auto" infers it.
+        in_chans: number of channels that the encoder takes.
+        limit: use only the first `limit` images of each source.
 
     Returns:
         The task; images without a label are left out.
 
     Raises:
-        UserError: if there are no labels, the test has some that training has not, or an image is
-            in both parts, or listed twice by a source that is to be divided.
+        UserError: if there are no labels, the test images have some that the training images lack,
+            an image is in both parts, or a source that has to be divided lists an image twice.
     """
     if labels is None and (test_labels is not None or kind != "auto"):
         raise UserError("test labels and kind require labels from a file: give labels too")
@@ -158,7 +158,7 @@ def open_task(
     except NoSuchSplit:
         if test != train:
             raise
-        second = first  # its only split is for training: divided as one without splits
+        second = first  # its only split is for training, so it is divided as if it had no splits
     same = _place(train) == _place(test) and first.fingerprint == second.fingerprint
     known = read_labels(labels, first.ids, kind, _folder(train)) if labels else labels_of(first)
     if same and test_labels is None:
@@ -195,13 +195,13 @@ def open_task(
 
 
 def _place(source: str) -> str:
-    """Where a source is: one path, however a file or folder is written."""
+    """Where a source is: a file or folder gives the same path however the user wrote it."""
     path = os.path.expanduser(source.partition("::")[0])
     return os.path.realpath(path) if os.path.exists(path) else source
 
 
 def _folder(source: str) -> str:
-    """The name of the folder that the images of a source are below, if it is one."""
+    """The name of the folder that a source's images are below; "" if the source is no folder."""
     path = os.path.abspath(os.path.expanduser(source.partition("::")[0]))
     return os.path.basename(path) if os.path.isdir(path) else ""
 
@@ -222,7 +222,7 @@ def _refuse_twice(source: Source, rows: Tensor) -> None:
 
 
 def _divided(known: Labels) -> tuple[Labels, Labels]:
-    """Training and test, the same for every seed: another division is another test."""
+    """Training and test labels, divided the same for every seed, so that the test is the same."""
     if known.kind == "classes":
         kept, held_out = split(known.values, _TEST_SHARE)
     else:
@@ -238,7 +238,7 @@ def _divided(known: Labels) -> tuple[Labels, Labels]:
 
 
 def _aligned(known: Labels, test: Labels, name: str) -> Labels:
-    """The test labels, numbered and ordered as those of training."""
+    """The test labels, numbered and ordered as the training labels are."""
     place = {name: i for i, name in enumerate(known.names)}
     used = set(test.values.tolist()) if test.kind == "classes" else range(len(test.names))
     if unknown := [test.names[i] for i in sorted(used) if test.names[i] not in place]:

@@ -1,4 +1,4 @@
-"""The training of a whole classifier, encoder and all, on labelled images."""
+"""Training a whole classifier, encoder included, on labelled images."""
 
 import copy
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from barlow.optim import parameter_groups, warmup_cosine
 from barlow.progress import log_if_slow
 
 _DECAY = 1e-4
-_WARMUP = 0.1  # of the steps: AdamW's first estimates of the variance are poor
+_WARMUP = 0.1  # share of the steps, because AdamW's first estimates of the variance are poor
 
 
 def train_classifier(
@@ -37,19 +37,19 @@ def train_classifier(
     """Train a copy of an encoder with a linear layer on top.
 
     The layer starts as the logistic regression on the frozen representation (Kumar et al. 2022,
-    "linear probing then fine-tuning"): from a random one, the first steps would pull the
-    representation after a layer that knows nothing yet. Then AdamW, warm-up and cosine, on
-    crops and flips without changes of colour.
+    "linear probing then fine-tuning"): from a random one, the first steps would change the
+    representation to suit a layer that knows nothing yet. All weights are then trained by AdamW
+    with warm-up and a cosine schedule, on crops and flips without colour changes.
 
     Args:
-        encoder: left as it is.
+        encoder: the encoder, which is not changed.
         train: labelled images.
         classes: names of all classes.
-        rate: of AdamW.
+        rate: learning rate of AdamW.
         epochs: passes over the images.
-        batch_size: images a step; of the last, smaller batch only a single image is left out.
-        seed: of the order, the crops, and random layers such as dropout.
-        views: preset whose crops, flips and turns are drawn.
+        batch_size: images per step; the last, smaller batch is left out only if it is one image.
+        seed: seed of the order, the crops, and random layers such as dropout.
+        views: preset whose crops, flips and rotations are drawn.
         view1: fields of its first view to replace.
 
     Returns:
@@ -95,7 +95,7 @@ def train_classifier(
                 y = train.y[chosen]
                 step += 1
                 reached(f"{step:,} done")
-                if len(y) < 2:  # batch norm has no variance of one image
+                if len(y) < 2:  # batch norm cannot take the variance of one image
                     continue
                 loss = F.cross_entropy(classifier(batch), y.to(device))
                 if not loss.isfinite():

@@ -64,7 +64,7 @@ def transfer(
         raise UserError(f"sources is {sources!r}: give a list of one or more labelled sources")
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"source {twice[0]} is given twice: give each one once")
-    for name in names:  # a misspelt last source must not show after an hour
+    for name in names:  # so that a misspelt last source is not found only after an hour
         open_task(name, name, limit=limit)
     shared: dict[str, Any] = {
         "labels_per_class": labels_per_class,

@@ -14,29 +14,29 @@ from barlow.errors import UserError
 def blocks(
     length: int, width: int, like: Tensor, *, count: int, ranks: int = 1, least: int = 256
 ) -> tuple[int, Tensor]:
-    """How much of `length` is a block, so that a few of this `width` stay in a processor's cache.
+    """The size of a block along `length`, so that a few of this `width` fit a processor's cache.
 
-    And room for `count` of them, `(count, block * width)`: fresh memory each time costs as much
-    as the sums.
+    Also returns memory for `count` blocks, `(count, block * width)`, because allocating it anew for
+    each block would cost as much as the sums.
     """
     elements = 2**17 if like.device.type == "cpu" and ranks == 1 else 2**26
-    # A block meets a whole matrix in a product: thin ones would spend their time on reading it.
+    # Each block is multiplied by a whole matrix: thin blocks would spend the time on reading it.
     step = min(max(least, elements // width // 64 * 64), length)
     return step, like.new_empty(count, step * width)
 
 
 def slices(length: int, step: int) -> Iterator[slice]:
-    """Blocks of a length."""
+    """Cut a length into blocks of `step`."""
     return (slice(k, k + step) for k in range(0, length, max(step, 1)))
 
 
 def wide(z: Tensor) -> Tensor:
-    """In float32 at least."""
+    """Convert to float32, unless it is float64."""
     return z if z.dtype == torch.float64 else z.float()
 
 
 def normalise(z: Tensor, mean: Tensor, inverse: Tensor, space: Tensor) -> Tensor:
-    """`(z - mean) * inverse`, in `space`."""
+    """`(z - mean) * inverse`, written into `space`."""
     return _minus(z, mean, space).mul_(inverse)
 
 
@@ -61,9 +61,9 @@ def _statistics(z: Tensor) -> tuple[Tensor, Tensor]:
 def global_statistics(
     z1: Tensor, z2: Tensor, eps: float, group: Any, equal: bool = False
 ) -> tuple[list[int], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """How many samples each rank holds; mean and 1 / deviation of each feature over all.
+    """Each rank's number of samples; mean and 1 / deviation of each feature over all ranks.
 
-    Where ranks are known to hold `equal` numbers, nothing is read back from the device.
+    If all ranks are known to hold `equal` numbers, nothing is read back from the device.
     """
     moments = torch.stack([*_statistics(z1), *_statistics(z2)])  # (4, D)
     sizes = [len(z1)]
@@ -96,7 +96,7 @@ def batch_sizes(z: Tensor, group: Any) -> list[int]:
 
 
 def rows_of(sizes: list[int], group: Any) -> slice:
-    """Where this rank's samples are among those of all."""
+    """The rows of this rank's samples in the global batch."""
     rank = dist.get_rank(group) if len(sizes) > 1 else 0
     first = sum(sizes[:rank])
     return slice(first, first + sizes[rank])
@@ -106,7 +106,7 @@ def gather(z: Tensor, sizes: list[int], group: Any) -> Tensor:
     """The samples of all ranks, `(N, ...)`."""
     if len(sizes) == 1:
         return z
-    # Ranks may hold unequally many; a collective wants equal shapes.
+    # Ranks may hold different numbers of samples, but a collective needs equal shapes.
     padded = z.new_zeros(max(sizes), *z.shape[1:])
     padded[: len(z)] = z
     every = [torch.empty_like(padded) for _ in sizes]
@@ -115,14 +115,14 @@ def gather(z: Tensor, sizes: list[int], group: Any) -> Tensor:
 
 
 def sum_over_ranks(x: Tensor, sizes: list[int], group: Any) -> Tensor:
-    """The sum of every rank's `x`, in its place."""
+    """Sum `x` over all ranks, in place."""
     if len(sizes) > 1:
         dist.all_reduce(x, group=group)
     return x
 
 
 def check(z1: Tensor, z2: Tensor) -> None:
-    """Refuse what is not two batches of embeddings."""
+    """Raise UserError unless these are two batches of embeddings."""
     if z1.ndim != 2 or z1.shape != z2.shape or z1.shape[1] == 0:
         raise UserError(
             f"embeddings have shapes {tuple(z1.shape)} and {tuple(z2.shape)}: "
@@ -136,7 +136,7 @@ def check(z1: Tensor, z2: Tensor) -> None:
 
 
 def check_batch(n: int) -> None:
-    """Refuse a global batch of one."""
+    """Raise UserError if the global batch has fewer than two samples."""
     if n < 2:
         raise UserError(
             f"a batch of {n} over all ranks is too small for correlations: use at least 2 samples"

@@ -86,7 +86,7 @@ def mixed_barlow_twins_regulariser(
         sizes = batch_sizes(z1, process_group)
         if len(sizes) > 1:
             order = gather(order + rows_of(sizes, process_group).start, sizes, process_group)
-        # Both differences of correlations share this factor: (M - target)^T A and (...)^T B.
+        # Both differences of correlations contain this factor: residual^T A and residual^T B.
         residual = m - mix * a - (1 - mix) * b[order]  # (N, D)
         n, d = a.shape
         if n < d:
@@ -105,7 +105,7 @@ def _normalised(z: Tensor, eps: float, group: Any) -> Tensor:
 
 
 class _EverySample(torch.autograd.Function):
-    """The samples of all ranks, `(N, D)`; what each then computes from them is the same."""
+    """The samples of all ranks, `(N, D)`, from which every rank then computes the same."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, group: Any) -> Tensor:
@@ -115,5 +115,6 @@ class _EverySample(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        # Every rank has the whole gradient; DDP averages over ranks what should be a sum.
+        # Every rank has the whole gradient of its samples. DDP averages over ranks what should be a
+        # sum, so multiply by the number of ranks.
         return grads[0][ctx.rows] * ctx.ranks, None

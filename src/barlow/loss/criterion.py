@@ -1,4 +1,4 @@
-"""The loss as a module, with its terms to read."""
+"""The loss as a module that also keeps its terms."""
 
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ class BarlowTwinsLoss(nn.Module):
         eps: added to the variance of each feature. Default 1e-5 (as in `nn.BatchNorm1d`).
         process_group: ranks that share a batch. Default: all ranks.
         equal_batches: set to True if every rank always holds the same number of samples. Batch
-            sizes are then not read back from the device, so a GPU need not be waited for. Default
+            sizes are then not read back from the device, which saves waiting for a GPU. Default
             False.
 
     Attributes:

@@ -50,6 +50,6 @@ def analyse_or_none(run: "Run") -> "Analysis | None":
 
     try:
         return analyse(run)
-    except Exception as error:  # the rest of the page is worth having
+    except Exception as error:  # the rest of the page is still useful
         log.warning("the report of %s omits the images: %s", run.path, one_line(error))
         return None

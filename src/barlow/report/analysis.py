@@ -1,4 +1,4 @@
-"""What a run's encoder makes of images: neighbours, a map, a spectrum, the matrix."""
+"""Analysis of images by a run's encoder: neighbours, map, spectrum, correlation matrix."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ from barlow.run import Run
 from barlow.settings import Settings
 from barlow.views.draw import picture, with_views
 
-_BANK, _QUERIES = 2_000, 1_000  # images looked among, images looked at
+_BANK, _QUERIES = 2_000, 1_000  # at most: training images to search, images to analyse
 _K, _TEMPERATURE = 20, 0.07
 _ROWS, _COLUMNS = 8, 8  # of the table of neighbours
 _VIEWED = 6
-_LARGE, _SMALL = 96, 40  # pixels of a picture, of a thumbnail
+_LARGE, _SMALL = 96, 40  # side of a picture and of a thumbnail, in pixels
 _BATCH = 256  # images for the matrix, at most
 _FEWEST = 10  # images that a map needs
-_ROOM = 8 * 2**30  # bytes free on a GPU
+_ROOM = 8 * 2**30  # free bytes that a GPU must have to be used
 
 
 @dataclass(frozen=True)
@@ -43,30 +43,30 @@ class ShownImage:
     label: str | None = None
 
 
-_Show = Callable[[int, int], ShownImage]  # the image of a row, in a square of so many pixels
+_Show = Callable[[int, int], ShownImage]  # (row, side in pixels) -> the image of that row
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What the encoder makes of images, as plain data.
+    """The analysis of images by an encoder, as plain data.
 
     Attributes:
-        parameters: of the encoder.
-        width: of the representation.
-        features: of the embedding.
-        bank: training images looked among.
+        parameters: number of parameters of the encoder.
+        width: width of the representation.
+        features: width of the embedding.
+        bank: number of training images that are searched.
         held_out: whether the images below are held out, or training images themselves.
-        views: images, each with its two views.
-        matrices: at the start and now, `(d, d)` each.
-        matrix_images: how many images they are of.
-        spectra: shares of the variance, largest first: untrained and trained.
-        rankmes: RankMe of the same.
-        neighbours: an image, and the most similar training images with their similarity.
-        map: `(N, 2)`, places in a plane.
-        mapped: the images at those places, with thumbnails.
+        views: names of images, the images and their two views.
+        matrices: the cross-correlation matrices at the start and now, `(d, d)` each.
+        matrix_images: number of images that these were computed from.
+        spectra: shares of the variance, largest first, of the untrained and the trained encoder.
+        rankmes: RankMe of the untrained and the trained encoder.
+        neighbours: images, each with the most similar training images and their similarities.
+        map: positions of the images in a plane, `(N, 2)`.
+        mapped: the images at those positions, with thumbnails.
         classes: names of the classes of these images; empty without labels.
-        confusion: `(classes, classes)`, true class by k-NN's.
-        knn: accuracy of k-NN untrained and trained; None without labels.
+        confusion: `(classes, classes)`, numbers of images by true class and the class by k-NN.
+        knn: k-NN accuracy of the untrained and the trained encoder; None without labels.
     """
 
     parameters: int
@@ -91,13 +91,13 @@ def analyse(run: Run) -> Analysis:
     """Run the encoder of a run's last checkpoint over images of its source.
 
     Args:
-        run: with a checkpoint.
+        run: a run with a checkpoint.
 
     Returns:
-        What it makes of them; the same every time.
+        The analysis, which is the same every time.
 
     Raises:
-        UserError: if there is no checkpoint yet, or the images are not at hand.
+        UserError: if there is no checkpoint yet, or the images are not available.
     """
     settings = run.settings()
     state = load_last(run.last_checkpoint)
@@ -107,7 +107,7 @@ def analyse(run: Run) -> Analysis:
     model = initial_model(settings)
     preprocess = model.encoder.preprocess
     assert isinstance(preprocess, Preprocess)
-    # Not where a training beside it may need the rest.
+    # Use a GPU only if plenty of its memory is free, because a training may need the rest.
     roomy = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > _ROOM
     model.encoder.to("cuda" if roomy else "cpu")
     untrained = [extract(model.encoder, images)[0] for images in (bank, queries)]
@@ -149,13 +149,13 @@ def analyse(run: Run) -> Analysis:
 def _knn_confusion(
     untrained: Sequence[Tensor], trained: Sequence[Tensor], labels: Sequence[Tensor], classes: int
 ) -> tuple[tuple[float, float] | None, Tensor | None]:
-    """Accuracy of k-NN untrained and trained, and the confusion matrix of the latter.
+    """The k-NN accuracy of both encoders, and the confusion matrix of the trained one.
 
     Args:
-        untrained: representations of bank and queries.
-        trained: the same, of the trained encoder.
-        labels: of bank and queries, -1 where unknown.
-        classes: how many.
+        untrained: the untrained encoder's representations of bank and queries.
+        trained: the same of the trained encoder.
+        labels: the labels of bank and queries, -1 where unknown.
+        classes: the number of classes.
 
     Returns:
         `Analysis.knn` and `Analysis.confusion`; None and None if either has no labels.
@@ -200,10 +200,10 @@ def _shown_image(
 
 
 def _images(settings: Settings) -> tuple[Source, Source, bool]:
-    """Images to look among, images to look at, and whether the latter are held out."""
+    """The bank of training images, the query images, and whether the latter are held out."""
     train, new = training_images(settings), validation_images(settings)
     for images in filter(None, (train, new)):
-        # Whether too many are broken was judged in the training.
+        # Training has already judged whether too many images are broken.
         images.max_broken = 1.0
     bank = train.spread(_BANK)
     if new:
@@ -215,7 +215,7 @@ def _images(settings: Settings) -> tuple[Source, Source, bool]:
 def _views(
     images: Source, settings: Settings, preprocess: Preprocess
 ) -> list[tuple[str, Image, Image, Image]]:
-    """Names, images and their two views; one image at a time, as they may be large."""
+    """Names, images and their two views, made one image at a time because they may be large."""
     two_views, drawn = build_views(settings, preprocess), []
     for row in range(len(images)):
         key = address.key(settings.seed, address.REPORT_VIEWS, row)
@@ -226,20 +226,20 @@ def _views(
 
 
 def _small(images: Source, row: int, side: int) -> Image:
-    """An image that fits a square of `side`; a JPEG is decoded no larger than that needs."""
+    """An image that fits a square of `side`; a JPEG is decoded no larger than necessary."""
     opened = images.open(row)
     whole = torch.tensor([[0, 0, *opened.size]])
     return picture(opened.decode(reduction_for(whole, side) if opened.reducible else 1), side)
 
 
 def _classes(source: Source) -> dict[int, str]:
-    """The classes that its images have, by number."""
+    """The classes that the images of a source have, by number."""
     numbers = [] if source.labels is None else torch.unique(source.labels).tolist()
     return {n: source.classes[n] if source.classes else str(n) for n in numbers if n >= 0}
 
 
 def _labels(source: Source, classes: list[str]) -> Tensor:
-    """The labels, numbered as `classes` are, -1 where unknown: `(N,)`."""
+    """The labels of a source as positions in `classes`, -1 where unknown: `(N,)`."""
     if source.labels is None:
         return torch.full((len(source),), -1)
     place, names = {name: i for i, name in enumerate(classes)}, _classes(source)
@@ -248,13 +248,13 @@ def _labels(source: Source, classes: list[str]) -> Tensor:
 
 
 def _knn(bank: Tensor, queries: Tensor, targets: Tensor, classes: int) -> Tensor:
-    """The class that the nearest neighbours vote for, `(Q,)`."""
+    """The class that each query's nearest neighbours vote for, `(Q,)`."""
     scores = knn_scores(queries, bank, targets, (_K,), (_TEMPERATURE,), classes)
     return scores[_K, _TEMPERATURE].argmax(1)
 
 
 def _map(x: Tensor, seed: int) -> list[tuple[float, float]]:
-    """Places in a plane, near each other where representations are; none for too few."""
+    """Positions in a plane, close together for similar representations; empty for too few."""
     from sklearn.manifold import TSNE
 
     if len(x) < _FEWEST:

@@ -19,10 +19,10 @@ class Series:
     """A line of a chart.
 
     Attributes:
-        name: in the legend.
+        name: its name in the legend.
         points: `(x, y)`, x ascending.
-        colour: which of the page's colours.
-        dashed: whether the line is broken.
+        colour: number of one of the page's colours.
+        dashed: whether the line is dashed.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """Where numbers lie on a span of pixels.
+    """A mapping from numbers to pixels along one axis.
 
     Example:
         >>> Axis(0, 10, 0, 100).place(5), Axis(1, 100, 0, 100, log=True).place(10)
@@ -47,7 +47,7 @@ class Axis:
     log: bool = False
 
     def place(self, value: float) -> float:
-        """The pixel of a number."""
+        """The position of a number in pixels."""
         low, high = self.low, self.high
         if self.log:
             low, high, value = math.log(low), math.log(high), math.log(value)
@@ -72,10 +72,10 @@ def chart(title: str, series: Sequence[Series], *, x: str = "epoch", log: bool =
     """Lines over a common axis as a figure with a legend.
 
     Args:
-        title: its caption.
+        title: caption of the figure.
         series: the lines; those without a finite point are left out.
         x: what the horizontal axis counts.
-        log: whether the vertical axis is logarithmic, which leaves out what is not positive.
+        log: whether the vertical axis is logarithmic; values that are not positive are left out.
 
     Returns:
         HTML; empty if no line is left.
@@ -112,13 +112,13 @@ def chart(title: str, series: Sequence[Series], *, x: str = "epoch", log: bool =
 
 
 def data_of(values: object) -> str:
-    """Data for the page's script; no text in it can end the element."""
+    """JSON data for the page's script, escaped so that no text in it can end the element."""
     text = json.dumps(values, separators=(",", ":")).replace("<", "\\u003c")
     return f'<script type="application/json">{text}</script>'
 
 
 def number(value: float) -> str:
-    """A number as short as an axis wants it.
+    """Format a number as briefly as on an axis.
 
     Example:
         >>> [number(v) for v in (0, 0.25, 12345, 2e6, 0.00002)]
@@ -131,7 +131,7 @@ def number(value: float) -> str:
 
 
 def histogram(values: "Tensor", bins: int = 80) -> list[tuple[float, float]]:
-    """Shares of numbers in bins from -1 to 1: `(middle, share)` for each.
+    """Shares of the values in bins from -1 to 1: `(middle, share)` for each bin.
 
     Example:
         >>> import torch
@@ -145,7 +145,7 @@ def histogram(values: "Tensor", bins: int = 80) -> list[tuple[float, float]]:
 def _line(series: Series, across: Axis, up: Axis) -> str:
     points = " ".join(f"{across.place(a):.1f},{up.place(b):.1f}" for a, b in series.points)
     kind = f"c{series.colour}{' dashed' if series.dashed else ''}"
-    if len(series.points) == 1:  # a line of one point would not be seen
+    if len(series.points) == 1:  # a line of one point would be invisible
         a, b = points.split(",")
         return f'<circle class="{kind}" cx="{a}" cy="{b}" r="3"></circle>'
     return f'<polyline class="{kind}" points="{points}"></polyline>'
@@ -184,7 +184,7 @@ def _span(low: float, high: float) -> tuple[float, float]:
 
 
 def _room(low: float, high: float, log: bool) -> tuple[float, float]:
-    """Ends of the vertical axis: from zero where that costs little."""
+    """Ends of the vertical axis, which starts at zero if that wastes little space."""
     if log:
         return low / 1.3, high * 1.3
     if 0 <= low < 0.6 * high:

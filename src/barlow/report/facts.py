@@ -1,4 +1,4 @@
-"""What a run's folder says of it, without its images or its encoder."""
+"""What a run's folder records about it, without its images or its encoder."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from barlow.evaluation.result import Result, Row
 from barlow.run import Run
 from barlow.settings import Settings
 
-_POINTS = 4_000  # of a curve, at most: a page of 10 MB holds some twenty curves
+_POINTS = 4_000  # at most per curve, so that a page of 10 MB holds some twenty curves
 
 Curve = list[tuple[float, float]]  # (epoch, value)
 
@@ -21,13 +21,13 @@ class Facts:
     """A run as plain data.
 
     Attributes:
-        name: of its folder.
-        path: as it was given.
-        settings: all of them.
-        rows: of `metrics.csv`.
-        results: of `RUN/evaluation/`, the newest first.
-        starts: when, where and on what it was started and resumed.
-        warnings: time and text of each that was logged.
+        name: the name of its folder.
+        path: the folder, as it was given.
+        settings: all its settings.
+        rows: the rows of `metrics.csv`.
+        results: the results in `RUN/evaluation/`, the newest first.
+        starts: time, step, images and environment of the start and of each resumption.
+        warnings: time and text of each warning and error that was logged.
         skipped: id and reason of each image that could not be read.
     """
 
@@ -42,19 +42,19 @@ class Facts:
 
     @property
     def epochs_done(self) -> float:
-        """So many passes over the images are done."""
+        """The number of passes over the images so far."""
         return self.rows[-1]["epoch"] if self.rows else 0.0
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done, or all minutes over."""
+        """Whether all epochs are done or, with a time limit, the time is up."""
         if self.settings.minutes:
             return bool(self.rows) and self.rows[-1]["seconds"] >= 60 * self.settings.minutes
         return self.epochs_done >= self.settings.epochs
 
     @property
     def progress(self) -> str:
-        """How far it is, such as "12 of 100"; epochs are meant."""
+        """How many epochs are done, such as "12 of 100"."""
         done = f"{self.epochs_done:.4g}"
         if self.settings.minutes:
             return f"{done} in {self.settings.minutes:g} minutes" if self.finished else done
@@ -65,10 +65,10 @@ class Facts:
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
     def curve(self, column: str) -> Curve:
-        """Epochs and values of a column; of a very long one, evenly spaced rows."""
+        """Epochs and values of a column; a very long one is reduced to evenly spaced rows."""
         points = [(row["epoch"], row[column]) for row in self.rows if column in row]
         stride = -(-len(points) // _POINTS) or 1
-        # From the end, so that the last value is always there.
+        # Stride from the end, so that the last value is always kept.
         return points[::-1][::stride][::-1]
 
 
@@ -95,7 +95,7 @@ def collect(run: Run) -> Facts:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the pretraining was worth, in two numbers.
+    """What pretraining was worth, in two numbers.
 
     Attributes:
         without: the number without pretraining.
@@ -111,7 +111,7 @@ class Verdict:
 
 
 def verdict(facts: Facts) -> Verdict | None:
-    """The number that says most: of the newest linear result, else of the newest of any kind."""
+    """The verdict from the newest linear result, else from the newest result of any kind."""
     for result in sorted(facts.results, key=lambda r: r.protocol != "linear"):
         without, with_ = _row(result, WITHOUT_PRETRAINING), _row(result, WITH_PRETRAINING)
         if without is None or with_ is None:

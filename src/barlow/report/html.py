@@ -1,4 +1,4 @@
-"""The pieces a page is put together from: text, tables, pictures, the document around them."""
+"""The building blocks of a page: text, tables, pictures, and the document around them."""
 
 import base64
 import io
@@ -9,7 +9,7 @@ from importlib.resources import files
 
 from PIL import Image
 
-# Everything is in the file: the browser is told to fetch nothing from anywhere.
+# The page is self-contained: the browser may load nothing, and connect only to the page's server.
 _POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'"
@@ -21,7 +21,7 @@ class Section:
     """A part of the page; one without a body is left out.
 
     Attributes:
-        id: where links go.
+        id: the anchor that links point to.
         title: its heading.
         body: HTML.
     """
@@ -32,13 +32,13 @@ class Section:
 
 
 def document(title: str, head: str, sections: Sequence[Section], live: str = "") -> str:
-    """The whole page as one text.
+    """The whole page as one string.
 
     Args:
-        title: of the window.
+        title: title of the window.
         head: HTML above the sections.
-        sections: in order.
-        live: version of the page, if it is to ask its server for news.
+        sections: the sections, in order.
+        live: version of the page, if it should ask its server for updates.
     """
     sections = [section for section in sections if section.body]
     links = "".join(f'<li><a href="#{s.id}">{escape(s.title)}</a></li>' for s in sections)
@@ -63,7 +63,7 @@ def table(lines: Sequence[Sequence[str]], label: str, kind: str = "") -> str:
     """A table whose first line and first column are headings.
 
     Args:
-        lines: of plain text.
+        lines: cells of each line, as plain text.
         label: what it shows, for a screen reader.
         kind: "text" if its cells are words and not numbers.
     """
@@ -77,25 +77,25 @@ def table(lines: Sequence[Sequence[str]], label: str, kind: str = "") -> str:
 
 
 def scrolling(body: str, label: str) -> str:
-    """Something that may be wider than a phone; it scrolls and the page does not."""
+    """Wrap HTML that may be wider than a phone, so that it scrolls and the page does not."""
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{body}</div>'
     )
 
 
 def listing(pairs: Sequence[tuple[str, str]], kind: str = "") -> str:
-    """Names and values; the values are HTML."""
+    """A list of names and values; the values are HTML."""
     items = "".join(f"<div><dt>{escape(name)}</dt><dd>{value}</dd></div>" for name, value in pairs)
     return f'<dl class="{kind}">{items}</dl>' if items else ""
 
 
 def folded(title: str, body: str) -> str:
-    """Something that is opened when wanted, and open on paper."""
+    """HTML that is folded until it is opened, and unfolded in print."""
     return f"<details><summary>{escape(title)}</summary>{body}</details>"
 
 
 def img(image: Image.Image, alt: str, kind: str = "") -> str:
-    """A picture inside the page; small ones show their pixels."""
+    """A picture embedded in the page."""
     return (
         f'<img class="{kind}" src="{data_uri(image)}" alt="{escape(alt)}" '
         f'width="{image.width}" height="{image.height}">'
@@ -103,7 +103,7 @@ def img(image: Image.Image, alt: str, kind: str = "") -> str:
 
 
 def data_uri(image: Image.Image) -> str:
-    """A picture as text: palette images exactly, as PNG, others as WebP."""
+    """A picture as a data URI: palette images exactly, as PNG, others as WebP."""
     file = io.BytesIO()
     kind = "png" if image.mode == "P" else "webp"
     image.save(file, kind, quality=82, optimize=True)
@@ -111,7 +111,7 @@ def data_uri(image: Image.Image) -> str:
 
 
 def sprite(images: Sequence[Image.Image], side: int, columns: int) -> Image.Image:
-    """Thumbnails on one sheet, row after row."""
+    """Thumbnails in one image, row after row."""
     sheet = Image.new("RGB", (side * columns, side * -(-len(images) // columns)))
     for i, image in enumerate(images):
         left, top = (side - image.width) // 2, (side - image.height) // 2

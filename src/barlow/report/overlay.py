@@ -1,4 +1,4 @@
-"""Several runs on one page: what they are worth, how they differ, their curves over each other."""
+"""Several runs on one page: their results, the settings that differ, and overlaid curves."""
 
 from collections.abc import Sequence
 from html import escape
@@ -21,10 +21,10 @@ def overlay(runs: Sequence[Facts]) -> str:
     """The page of several runs.
 
     Args:
-        runs: two or more, of different names.
+        runs: two or more runs with different names.
 
     Returns:
-        HTML that needs nothing else.
+        A self-contained HTML page.
     """
     columns = dict.fromkeys(name.removeprefix("val_") for f in runs for name in f.columns())
     health = sorted(columns.keys() - {*TRAINING, *PACE, *CLOCK})

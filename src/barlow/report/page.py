@@ -1,4 +1,4 @@
-"""A run as one page: what it was worth first, then why to believe it."""
+"""A run as one page: first its results, then the evidence for them."""
 
 from collections.abc import Sequence
 from html import escape
@@ -10,7 +10,7 @@ from barlow.report.facts import Facts, Verdict, describe_protocol, verdict
 from barlow.report.html import Section, document, folded, listing, table
 from barlow.report.pictures import confusion, map_of, matrices, neighbours, spectra, views
 
-# Column of metrics.csv: title of its chart. Columns that are not here are called by their name.
+# Titles of charts by column of metrics.csv. Other columns are titled by their own name.
 TITLES = {
     "loss": "Loss",
     "invariance": "Invariance term",
@@ -28,19 +28,19 @@ TITLES = {
 TRAINING = ("loss", "invariance", "redundancy", "diagonal_error", "off_diagonal_rms")
 PACE = ("lr", "images_per_second")
 CLOCK = ("step", "epoch", "seconds")
-_LISTED = 100  # warnings, or images that cannot be read, at most
+_LISTED = 100  # at most: warnings, and images that cannot be read
 
 
 def page(facts: Facts, analysis: Analysis | None, *, live: str = "") -> str:
     """The page of one run.
 
     Args:
-        facts: what its folder says.
-        analysis: what its encoder makes of images, if they were at hand.
-        live: version of the page, if it is to ask its server for news.
+        facts: what the run's folder records.
+        analysis: the analysis of images by its encoder, if the images were available.
+        live: version of the page, if it should ask its server for updates.
 
     Returns:
-        HTML that needs nothing else.
+        A self-contained HTML page.
     """
     columns = {name.removeprefix("val_") for name in facts.columns()}
     health = sorted(columns - {*TRAINING, *PACE, *CLOCK})
@@ -59,11 +59,11 @@ def page(facts: Facts, analysis: Analysis | None, *, live: str = "") -> str:
 
 
 def curves(runs: Sequence[Facts], columns: Sequence[str]) -> str:
-    """A chart for each column, with its validation twin, of one run or of several.
+    """A chart of each column and its validation counterpart, for one run or several.
 
     Args:
-        runs: whose `metrics.csv` is drawn.
-        columns: their names; those that no run has are left out.
+        runs: the runs whose `metrics.csv` is drawn.
+        columns: names of columns; those that no run has are left out.
 
     Returns:
         HTML; empty if there is nothing to draw.
@@ -94,7 +94,7 @@ def results(facts: Facts) -> str:
 
 
 def format_metric(value: float, metric: str) -> str:
-    """A number of a result: accuracies in percent.
+    """Format a number of a result; accuracies are in percent.
 
     Example:
         >>> format_metric(0.857, "val_top1"), format_metric(0.5, "val_r2")
@@ -104,7 +104,7 @@ def format_metric(value: float, metric: str) -> str:
 
 
 def seconds(value: float) -> str:
-    """A time as a person says it.
+    """Format a duration for a person to read.
 
     Example:
         >>> seconds(42), seconds(250), seconds(7500)
@@ -119,7 +119,7 @@ def seconds(value: float) -> str:
 
 
 def data_name(facts: Facts) -> str:
-    """How many images of what."""
+    """The number of training images and the name of their source."""
     data = facts.starts[-1]["data"] if facts.starts else None
     if data is None:
         return facts.settings.source

@@ -1,4 +1,4 @@
-"""The sections that show what the encoder makes of images."""
+"""The sections that show the analysis of images by the encoder."""
 
 import math
 from html import escape
@@ -11,14 +11,14 @@ from barlow.report.analysis import Analysis, ShownImage
 from barlow.report.charts import Series, chart, data_of, histogram, number
 from barlow.report.html import data_uri, img, scrolling, sprite, table
 
-_CLASSES = 20  # of a confusion matrix that is drawn; of more, the worst pairs are listed
+_CLASSES = 20  # most classes of a matrix that is drawn; with more, the worst pairs are listed
 _MAP, _EDGE = 640, 14  # width of the map, and its margin
 _COLUMNS = 32  # of the sheet of thumbnails
 _PAIRS = 10
 
 
 def confusion(analysis: Analysis) -> str:
-    """True classes by those that the nearest neighbours vote for."""
+    """The confusion matrix: true classes by those that the nearest neighbours vote for."""
     if analysis.confusion is None or analysis.knn is None:
         return ""
     without, with_ = (f"{100 * share:.1f} %" for share in analysis.knn)
@@ -46,7 +46,7 @@ def confusion(analysis: Analysis) -> str:
 
 
 def _worst(counts: Tensor, classes: list[str]) -> str:
-    pairs = counts.nonzero()  # (P, 2), few of all that there could be
+    pairs = counts.nonzero()  # (P, 2), few of all possible pairs
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     order = counts[pairs[:, 0], pairs[:, 1]].argsort(descending=True, stable=True)
     lines = [["true class", "predicted class", "images"]]
@@ -69,7 +69,7 @@ def views(analysis: Analysis) -> str:
 
 
 def spectra(analysis: Analysis) -> str:
-    """How the variance is spread over directions."""
+    """How the variance is spread over the directions of the representation."""
     lines = [
         Series(name, [(i + 1.0, share) for i, share in enumerate(shares)], colour)
         for name, shares, colour in (
@@ -77,7 +77,7 @@ def spectra(analysis: Analysis) -> str:
             ("untrained", analysis.spectra[0], 1),
         )
     ]
-    # Shares a million times below the first are rounding.
+    # Shares more than a million times smaller than the first are rounding errors.
     kept = [
         Series(s.name, [(a, b) for a, b in s.points if b > 1e-6 * s.points[0][1]], s.colour)
         for s in lines
@@ -92,7 +92,7 @@ def spectra(analysis: Analysis) -> str:
 
 
 def matrices(analysis: Analysis) -> str:
-    """The matrix at the start and now, as pictures and as distributions."""
+    """The cross-correlation matrix at the start and now, as pictures and as histograms."""
     figures, diagonal, off = [], [], []
     named = zip(analysis.matrices, ("at the start", "now"), (1, 0), strict=True)
     for matrix, name, colour in named:
@@ -198,6 +198,6 @@ def _at(value: float, values: tuple[float, ...]) -> str:
 
 
 def _hue(index: int, number: int) -> str:
-    """A colour of a class: hues around the circle, neighbours of other lightness."""
+    """The colour of a class: hues around the circle, with neighbours of different lightness."""
     lightness = (0.58, 0.72)[index % 2]
     return f"oklch({lightness} 0.16 {360 * index / max(number, 1) + 25:.0f})"

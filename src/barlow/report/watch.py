@@ -44,7 +44,7 @@ def server_of(run: str, port: int = 0) -> ThreadingHTTPServer:
     from barlow.run import Run
 
     folder = Run(Path(run))
-    collect(folder)  # a mistake is an error now, not in the browser
+    collect(folder)  # a wrong folder is an error now, not in the browser
     try:
         return ThreadingHTTPServer((_HERE, port), _handler(_Page(folder)))
     except (OSError, OverflowError) as error:
@@ -54,7 +54,7 @@ def server_of(run: str, port: int = 0) -> ThreadingHTTPServer:
 
 
 class _Page:
-    """The page as it is now; images are analysed anew only for a new checkpoint."""
+    """The current page; images are analysed again only when there is a new checkpoint."""
 
     def __init__(self, run: "Run") -> None:
         self._run = run
@@ -63,13 +63,13 @@ class _Page:
         self._analysing = threading.Lock()
 
     def version(self) -> str:
-        """Another text whenever the page is another; as an ETag."""
+        """A text that changes whenever the page changes, used as its ETag."""
         files = [self._run.metrics_file, self._run.log_file, self._run.skipped_file]
         times = [_time(file) for file in [*files, *self._run.evaluation_files()]]
         return '"' + "-".join(f"{time:.3f}" for time in [*times, self._analysed_at]) + '"'
 
     def html(self) -> str:
-        """The page; what takes long is made meanwhile, for the next one."""
+        """The page; slow work is done in the background, for the next request."""
         from barlow.report.facts import collect
         from barlow.report.page import page
 
@@ -93,7 +93,8 @@ class _Page:
 def _handler(page: _Page) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            # A page from elsewhere must not read this one under a name of its own.
+            # Against DNS rebinding: a page from elsewhere must not read this one by pointing a host
+            # name of its own at this machine.
             host = (self.headers.get("Host") or "").rsplit(":", 1)[0]
             if host not in (_HERE, "localhost"):
                 self.send_error(403)

@@ -13,7 +13,7 @@ from barlow.errors import UserError
 
 StateDict = dict[str, Tensor]
 
-# (has bottleneck blocks, blocks of each layer): timm's name.
+# Key: (whether the blocks are bottlenecks, blocks of each stage); value: timm's name.
 _RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
     (False, (2, 2, 2, 2)): "resnet18",
     (False, (3, 4, 6, 3)): "resnet34",
@@ -21,8 +21,8 @@ _RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
     (True, (3, 4, 23, 3)): "resnet101",
     (True, (3, 8, 36, 3)): "resnet152",
 }
-# Width: timm's name for it. The number of heads does not show in the weights; these
-# names stand for 64 channels a head, and `_with_heads` knows who has others.
+# Key: width; value: the size in timm's name. The weights do not show the number of heads: these
+# names imply 64 channels per head, and `_with_heads` handles the models that have others.
 _VITS = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
 
 _IMAGE_SIZE = {"standard": 224, "small": 32, "padded": 32}
@@ -30,12 +30,12 @@ _IMAGE_SIZE = {"standard": 224, "small": 32, "padded": 32}
 
 @dataclass(frozen=True)
 class FoundEncoder:
-    """An encoder among weights.
+    """An encoder found among the weights of a file.
 
     Attributes:
-        prefix: what its names begin with.
+        prefix: what the names of its weights begin with.
         weights: its weights under timm's names.
-        spec: what builds it.
+        spec: the description from which it can be built.
     """
 
     prefix: str
@@ -44,22 +44,22 @@ class FoundEncoder:
 
 
 def find_encoder(tensors: StateDict, padded: bool = False) -> FoundEncoder | None:
-    """The encoder among the weights of a file.
+    """Find the encoder among the weights of a file.
 
     Args:
         tensors: all weights by name.
-        padded: whether a 3x3 stem pads by two pixels, which no weight tells.
+        padded: whether a 3x3 stem pads by two pixels, which the weights do not show.
 
     Returns:
-        The encoder, or None where no known architecture is.
+        The encoder, or None if no known architecture is among the weights.
 
     Raises:
-        UserError: if the architecture is known but not this variant of it.
+        UserError: if the architecture is known but this variant of it is not supported.
     """
     for pattern, rename, infer in _FAMILIES:
         prefixes = {m[1] for name in tensors if (m := re.match(pattern, name))}
         if prefixes:
-            # An averaged copy is not what was trained, a longer name is inside something else.
+            # Prefer the trained weights to an averaged copy, and an outer module to a nested one.
             prefix = min(prefixes, key=lambda p: (bool(_AVERAGED.search(p)), len(p), p))
             inside = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             weights = rename(inside)
@@ -76,9 +76,9 @@ _AVERAGED = re.compile(r"momentum|teacher|target|(?:^|[._])(?:ema|k|key)(?:[._]|
 
 
 def torchvision_names(weights: StateDict) -> StateDict:
-    """timm's names turned into torchvision's, for a plain vision transformer.
+    """Rename the weights of a plain vision transformer from timm's to torchvision's names.
 
-    For ResNets the two are the same; other architectures keep timm's.
+    For ResNets the two are the same; weights of other architectures keep timm's names.
     """
     if not all(re.fullmatch(_PLAIN_VIT, name) for name in weights):
         return weights
@@ -91,12 +91,12 @@ def timm_names(weights: StateDict) -> StateDict:
 
 
 def _resnet_names(weights: StateDict) -> StateDict:
-    # lightly's own ResNets say shortcut.
+    # lightly's own ResNets call the downsampling branch `shortcut`.
     return {name.replace(".shortcut.", ".downsample."): v for name, v in weights.items()}
 
 
 def _sequential_names(weights: StateDict) -> StateDict:
-    """`nn.Sequential` of a ResNet's children: numbers in place of names."""
+    """Rename a ResNet whose children are in an `nn.Sequential`, numbered instead of named."""
     layer1 = _first_layer(weights)
     names = {"0": "conv1", "1": "bn1"} | {str(layer1 + i): f"layer{i + 1}" for i in range(4)}
     renamed = {}
@@ -127,7 +127,7 @@ def _infer_resnet(weights: StateDict, padded: bool) -> EncoderSpec:
     args: dict[str, Any] = {}
     if planes != [64, 128, 256, 512]:
         args["channels"] = planes
-    if bottleneck:  # ResNeXt, and wide ResNets
+    if bottleneck:  # perhaps a ResNeXt or a wide ResNet
         width, per_group = weights["layer1.0.conv2.weight"].shape[:2]
         groups = width // per_group
         if (base := width * 64 // (planes[0] * groups)) != 64 or groups != 1:
@@ -142,13 +142,13 @@ def _infer_resnet(weights: StateDict, padded: bool) -> EncoderSpec:
 
 
 def _with_stem(spec: EncoderSpec, prefix: str, between: int) -> EncoderSpec:
-    """The stem of an `nn.Sequential`, by the modules between its batch norm and its layer1."""
+    """Infer a sequential ResNet's stem from the number of modules between batch norm and layer1."""
     if spec.stem == "standard":
         if between < 2:
             raise UserError("its ResNet has no ReLU or no pooling after its 7x7 stem")
-    elif between == 0:  # lightly's own ResNets call the ReLU as a function
+    elif between == 0:  # lightly's own ResNets call ReLU as a function, not a module
         return replace(spec, stem="linear")
-    elif between == 2 and prefix == "f.":  # elsewhere it may be an `nn.Identity`
+    elif between == 2 and prefix == "f.":  # elsewhere the second may be an `nn.Identity`
         raise UserError(
             "its ResNet has pooling after a 3x3 stem, as Barlow-Twins-HSIC and mix-bt use for "
             "images larger than CIFAR's"
@@ -159,10 +159,10 @@ def _with_stem(spec: EncoderSpec, prefix: str, between: int) -> EncoderSpec:
 def _with_heads(
     spec: EncoderSpec, prefix: str, weights: StateDict, tensors: StateDict
 ) -> EncoderSpec:
-    """The tiny and small transformers of MoCo v3, and of MAE after it, have 12 heads.
+    """Set the 12 heads of the tiny and small transformers of MoCo v3, and of MAE after it.
 
-    Their positions are fixed, zero for the class token; so are those of timm's transformers
-    inside lightly's and stable-pretraining's, under `vit.`.
+    They are recognised by fixed position embeddings that are zero for the class token. timm's
+    transformers inside lightly's and stable-pretraining's models, under `vit.`, have these too.
     """
     small = spec.name.startswith(("vit_tiny", "vit_small"))
     if not small or prefix.endswith("vit.") or weights["pos_embed"][:, 0].any():
@@ -197,7 +197,7 @@ _PLAIN_VIT = (
     r"cls_token|pos_embed|patch_embed\.proj\.\w+|norm\.\w+"
     r"|blocks\.\d+\.(?:norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.\w+"
 )
-# timm's name of a part of a vision transformer, and torchvision's.
+# Names of the parts of a vision transformer: timm's and torchvision's.
 _VIT_NAMES = [
     ("cls_token", "class_token"),
     ("pos_embed", "encoder.pos_embedding"),
@@ -227,13 +227,13 @@ def _vit_names(weights: StateDict) -> StateDict:
     return {_rename(name): value for name, value in weights.items()}
 
 
-# A name that gives an encoder away, with what comes before it in brackets; how its names become
-# timm's; how the rest follows from the shapes.
+# For each family of architectures: a pattern for the weight name that identifies it (group 1 is the
+# prefix), how to rename its weights to timm's names, and how to infer its spec from their shapes.
 _FAMILIES: list[
     tuple[str, Callable[[StateDict], StateDict], Callable[[StateDict, bool], EncoderSpec]]
 ] = [
     (r"((?:.*\.)?)layer1\.0\.conv1\.weight$", _resnet_names, _infer_resnet),
-    # But not a stage of something else, such as a Swin.
+    # Stages of other architectures, such as a Swin transformer, are excluded.
     (r"((?:.*\.)?)(?<!layers\.\d\.)blocks\.0\.attn\.qkv\.weight$", dict, _infer_vit),
     (r"((?:.*\.)?)encoder\.layers\.encoder_layer_0\.ln_1\.weight$", _vit_names, _infer_vit),
     (r"((?:.*\.)?)\d+\.0\.conv1\.weight$", _sequential_names, _infer_resnet),

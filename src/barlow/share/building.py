@@ -14,11 +14,12 @@ from barlow.errors import UserError
 
 @dataclass(frozen=True)
 class LoadedEncoder:
-    """An encoder with what else was found beside it.
+    """An encoder and what else was found with it.
 
     Attributes:
-        encoder: with its `preprocess`.
-        projector: the state of the projector it was trained with, if that is there and like ours.
+        encoder: the encoder, with its `preprocess`.
+        projector: the state dict of the projector it was trained with; empty if there is none or
+            its architecture differs from ours.
         origin: for an encoder of another project, one line on what was recognised and left out.
     """
 
@@ -37,17 +38,17 @@ def build_described(description: Mapping[str, Any]) -> nn.Module:
 def load_weights(
     encoder: nn.Module, weights: dict[str, Tensor], where: str, beside: Iterable[str] = ()
 ) -> str:
-    """Put weights into an encoder; it must get all of its own, what else there is is left out.
+    """Load weights into an encoder, which must get all of its own; any others are left out.
 
     Args:
-        encoder: freshly built.
-        weights: under the encoder's names.
+        encoder: the encoder, freshly built.
+        weights: the weights, under the encoder's names.
         where: the file, for messages.
         beside: names of further weights in the file.
 
     Returns:
-        How many matched, and which were left out or missing: a counter of batch normalisation may
-        be, and starts at zero.
+        A line on how many matched, and which were left out or missing. Only the counters of batch
+        norm layers may be missing; they then start at zero.
 
     Raises:
         UserError: naming the first weights that are missing or of another shape.
@@ -69,7 +70,7 @@ def load_weights(
 
 
 def count_names(names: Iterable[str]) -> str:
-    """Names, each with how often it occurs.
+    """List names, each with the number of its occurrences.
 
     Example:
         >>> count_names(["fc", "bn", "fc"]), count_names([])

@@ -32,7 +32,7 @@ def model_card(encoder: nn.Module, where: str, repository: str, license: str) ->
     """The text of `README.md`, with the metadata that the hub reads.
 
     Args:
-        encoder: with its `preprocess`.
+        encoder: the encoder, with its `preprocess`.
         where: what it was loaded from; for a run, the card also lists settings and evaluations.
         repository: `OWNER/NAME` on the hub.
         license: license of the weights, as abbreviated on the hub.
@@ -160,7 +160,7 @@ def _result_table(result: Result) -> str:
         for name, value in result.settings.items()
         if name not in ("encoder", "train", "test", "batch_size") and _is_set(value)
     )
-    sources = result.settings.get("sources", [])  # of a transfer, whose rows begin with them
+    sources = result.settings.get("sources", [])  # of a transfer; its row names begin with these
     data = [
         f"{part}: {split['images']} images of `{public_path(str(split['name']))}`"
         for part in ("train", "test")
@@ -189,7 +189,7 @@ def _format_value(value: object) -> str:
 
 
 def public_path(place: str) -> str:
-    """A path as it may be published; a local path is shortened to its last two parts.
+    """A path in a form fit to publish: a local path is shortened to its last two parts.
 
     Example:
         >>> public_path("/home/me/photos/2026"), public_path("../acme/photos/2026")
@@ -205,7 +205,7 @@ def _with_public_path(text: str, place: str) -> str:
 
 
 def _markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """A table of lines, the first its headings."""
+    """A Markdown table; the first line holds its headings."""
     written = [
         "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
     ]

@@ -21,7 +21,7 @@ from barlow.share.architectures import torchvision_names
 from barlow.share.loading import load_encoder
 from barlow.share.timm_folder import halve_precision, require_timm_support, save_encoder
 
-_TOLERANCE = 1e-4  # of the greatest feature or score, or of 1
+_TOLERANCE = 1e-4  # relative to the largest feature or score, or to 1 if that is larger
 
 
 class Exported(NamedTuple):
@@ -183,7 +183,7 @@ _FORMATS = {
 
 
 class _WithPreprocess(nn.Module):
-    """uint8 images of any size to features, or to scores."""
+    """Maps uint8 images of any size to features, or to class scores."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ class _WithPreprocess(nn.Module):
 
 
 def _traceable(encoder: nn.Module, preprocess: bool) -> tuple[nn.Module, Tensor, dict[int, Any]]:
-    """A module, images to trace it with, and which of their axes may have any length."""
+    """A module to trace, example images for it, and which of their axes may have any length."""
     from torch.export import Dim
 
     images = next(_random_images(encoder, preprocess))
@@ -208,7 +208,7 @@ def _traceable(encoder: nn.Module, preprocess: bool) -> tuple[nn.Module, Tensor,
 
 
 def _random_images(encoder: nn.Module, preprocess: bool) -> Iterator[Tensor]:
-    """Random images in several batch sizes, and, before preprocessing, in several sizes."""
+    """Random images in several batch sizes and, if the graph resizes them, several image sizes."""
     random, how = torch.Generator().manual_seed(0), preprocess_of(encoder)
     size = how.image_size
     for batch, height, width in (
@@ -239,7 +239,7 @@ def _greatest_difference(
 
 
 def _metadata(encoder: nn.Module) -> str:
-    """What it takes to build the encoder again, and the classes, for the head of a file."""
+    """The exported file's metadata: how to build the encoder again, and any class names."""
     description: dict[str, Any] = {"preprocess": preprocess_of(encoder).to_dict()}
     if isinstance(encoder, Classifier):
         description["classes"], encoder = encoder.classes, encoder.encoder

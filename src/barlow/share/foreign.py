@@ -1,4 +1,4 @@
-"""Encoders of other projects: which project, which weights, what is left out."""
+"""Encoders of other projects: recognising the project, its weights and what to leave out."""
 
 from typing import NamedTuple
 
@@ -14,12 +14,12 @@ from barlow.share.weights_file import WeightsFile
 
 class _Project(NamedTuple):
     name: str
-    container: str | None  # where its files keep the weights
-    marks: tuple[str, ...]  # what names of weights, or keys of the file, begin with; all of them
+    container: str | None  # the key under which its files keep the weights; None: no such key
+    marks: tuple[str, ...]  # prefixes of weight names or of the file's keys; all must occur
     padded: bool = False  # whether its 3x3 stem pads by two pixels
 
 
-# The first that matches a file is named as its origin.
+# The first project that matches a file is named as the file's origin.
 _PROJECTS = (
     _Project("dame-cell/barlow-twins", "model_state_dict", ("encoder.", "projector.fc1.")),
     _Project("facebookresearch/barlowtwins", "model", ("backbone.", "projector.")),
@@ -32,21 +32,22 @@ _PROJECTS = (
     _Project("torchvision", None, ("fc.",)),
 )
 
-# solo-learn pads for CIFAR-10 and CIFAR-100 only, by whose colours it normalises: mean, deviation.
+# solo-learn pads by two for CIFAR-10 and CIFAR-100 only, and normalises with their statistics:
+# the mean and standard deviation, by number of classes.
 _CIFAR = {
     10: ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     100: ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
 
-# Heads that an encoder may end in; they are left out.
+# Prefixes of heads that an encoder may end in; these are left out.
 _HEADS = ("fc.", "head.", "heads.", "linear.", "classifier.", "projector.", "projection_head.")
 
 
 def load_foreign(weights: WeightsFile, where: str) -> LoadedEncoder:
-    """Build the encoder that the weights of another project are of.
+    """Build the encoder to which the weights of another project belong.
 
     Args:
-        weights: of the file.
+        weights: the contents of the file.
         where: the file, for messages.
 
     Raises:
@@ -96,7 +97,7 @@ def load_foreign(weights: WeightsFile, where: str) -> LoadedEncoder:
 def _projector(weights: WeightsFile, found: FoundEncoder) -> dict[str, Tensor]:
     projector, top = find_projector(weights.tensors), found.weights.get("fc.weight")
     if projector and top is not None and len(top) == widths_of(projector)[0]:
-        return {}  # it read what a layer behind the features made of them
+        return {}  # its input was the output of `fc`, not the features
     return projector
 
 

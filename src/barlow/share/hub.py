@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: only what is needed is downloaded, once."""
+"""Models on the Hugging Face hub: only the files that are needed are downloaded, and only once."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
 
 
 def download(where: str) -> Path:
-    """Fetch a model from the hub, or find it in the hub's local cache where there is no network.
+    """Download a model from the hub, or find it in the hub's local cache if there is no network.
 
     Args:
         where: `hf://OWNER/NAME[@REVISION][/FILE]`.
@@ -19,7 +19,8 @@ def download(where: str) -> Path:
         A timm folder, or one file of weights.
 
     Raises:
-        UserError: if there is no such model, no network, or no telling which file is meant.
+        UserError: if there is no such model, there is neither network nor a cached copy, or it is
+            unclear which file is meant.
     """
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
@@ -31,7 +32,7 @@ def download(where: str) -> Path:
     repo, at = f"{owner}/{name}", revision or None
     try:
         names = HfApi().list_repo_files(repo, revision=at)
-    except Exception as error:  # of the hub, of its transport, or of the operating system
+    except Exception as error:  # from the hub, its HTTP client or the operating system
         try:
             cached = Path(
                 snapshot_download(repo, revision=at, local_files_only=True, allow_patterns=[])

@@ -58,7 +58,7 @@ def load_encoder(where: str | Path) -> nn.Module:
 
 
 def load_with_projector(where: str | Path) -> LoadedEncoder:
-    """`load_encoder`, with the projector if there is one, and without logging."""
+    """`load_encoder`, but with the projector if there is one, and without logging."""
     if str(where).startswith(HUB_PREFIX):
         loaded = _load_path(hub.download(str(where)), str(where))
     elif str(where) in shipped_encoders():

@@ -1,4 +1,4 @@
-"""Projectors of other projects under the names of `create_projector`."""
+"""Projectors of other projects, with their weights renamed to those of `create_projector`."""
 
 import re
 from collections.abc import Mapping
@@ -12,23 +12,23 @@ _PREFIXES = (
     *("projector.", "projection_head.layers.", "projection_head.projection_head."),
     *("projection_head.", "g."),
 )
-# Beside heads of MSN and DINO, which have GELUs where ours have ReLUs and are called alike.
+# These mark MSN and DINO, whose heads have such names too but GELUs where ours have ReLUs.
 _OTHER_HEADS = ("prototypes", "projection_head.last_layer.")
 # The layers of dame-cell/barlow-twins as positions in `create_projector`.
 _DAME_CELL = {"fc1": "0", "bn1": "1", "fc2": "3", "bn2": "4", "fc3": "6"}
 
 
 def find_projector(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The projector among the weights of a file.
+    """Find the projector among the weights of a file.
 
-    A bias in front of a batch normalisation goes into its running mean, one at the end is
-    dropped: the loss normalises there. In training, both change nothing.
+    A bias before a batch norm is subtracted from its running mean. A bias in the last layer is
+    dropped, because the loss normalises the embeddings. Neither changes anything in training.
 
     Args:
         tensors: all weights by name.
 
     Returns:
-        The state of a projector from `create_projector`; empty where there is none like it.
+        The state dict of a projector from `create_projector`; empty if none has its architecture.
     """
     prefix = next((p for p in _PREFIXES if any(k.startswith(p) for k in tensors)), None)
     if prefix is None or any(k.startswith(_OTHER_HEADS) for k in tensors):
@@ -75,7 +75,7 @@ def start_projector(projector: nn.Module, weights: dict[str, Tensor]) -> str:
 
 
 def widths_of(projector: Mapping[str, Tensor]) -> list[int]:
-    """Width of its input, then of each layer."""
+    """The width of the projector's input, then of each layer."""
     linear = sorted(
         (int(name.split(".")[0]), value.shape)
         for name, value in projector.items()

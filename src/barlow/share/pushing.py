@@ -1,4 +1,4 @@
-"""An encoder on the Hugging Face hub, with a model card."""
+"""Uploading an encoder to the Hugging Face hub, with a model card."""
 
 import re
 import tempfile
@@ -86,7 +86,7 @@ def _upload(folder: str, repository: str, private: bool) -> str:
         api.upload_folder(
             repo_id=repository, folder_path=folder, commit_message="Add an encoder of barlow-twins"
         )
-    except Exception as error:  # of the hub, of its transport, or for want of a token
+    except Exception as error:  # from the hub or its HTTP client, or because there is no token
         raise UserError(
             f"cannot push to {repository}: {one_line(error, 300)}; to log in, run "
             "`hf auth login` or set HF_TOKEN"

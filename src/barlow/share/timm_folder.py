@@ -17,12 +17,13 @@ from barlow.share.weights_file import read_weights
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 
-# timm's ResNets have no 3x3 stem. A small one is written as a standard stem that computes the same
-# on an image enlarged (each pixel a 4x4 block, or 2x2 for a stride of 2): the 7x7 stride-2
-# convolution reads one position a neighbouring pixel, and the stride-2 convolution that timm
-# offers in place of the pooling passes one of four results on. timm's own transform enlarges.
-# By stem: the three positions of seven in the pixel before, the pixel and the pixel after, and
-# the one of three that is passed on.
+# timm's ResNets have no 3x3 stem, so one is written as a standard stem that computes the same on an
+# enlarged image, in which each pixel is a 4x4 block (2x2 for a stride of 2). The 7x7 stride-2
+# convolution reads one position in each neighbouring pixel's block, and the stride-2 convolution
+# that timm offers in place of the pooling passes on one of four results. timm's own transform
+# enlarges the image.
+# For each stem: the positions, of seven, that read the previous pixel, the pixel itself and the
+# next one; and the position, of three, whose result is passed on.
 _TAPS = {"small": ([0, 2, 5], 2), "padded": ([0, 2, 5], 2), "strided": ([1, 3, 5], 1)}
 
 
@@ -39,7 +40,7 @@ def save_encoder(encoder: nn.Module, folder: Path) -> None:
     weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
     model_args = size_args(spec.name, spec.image_size) | spec.model_args
     if spec.uses_feature_maps:
-        model_args["global_pool"] = ""  # the last map, `(N, C, H, W)`: timm has no such pooling
+        model_args["global_pool"] = ""  # give the last map, `(N, C, H, W)`: timm lacks our pooling
     size = preprocess.image_size
     interpolation = "bilinear"
     crop: dict[str, object] = {"crop_pct": 1.0, "crop_mode": "center"}
@@ -48,8 +49,8 @@ def save_encoder(encoder: nn.Module, folder: Path) -> None:
         model_args["replace_stem_pool"] = True
         interpolation = "nearest"
         if spec.stem == "padded":
-            # The second pixel of padding becomes a border of the image, of the mean's colour.
-            # timm rounds the inner size down; a little less makes sure that it is reached.
+            # The second pixel of padding becomes a border of the image, in the mean colour. timm
+            # rounds the inner size down, so a slightly smaller ratio keeps it from being too small.
             crop = {"crop_pct": (size + 2) / size - 1e-6, "crop_mode": "border"}
             size += 2
         size *= STEM_STRIDE["standard"] // STEM_STRIDE[spec.stem]
@@ -93,7 +94,7 @@ def halve_precision(encoder: nn.Module) -> None:
 
 
 def load_timm_folder(folder: Path, name: str) -> LoadedEncoder:
-    """Load an encoder from a timm folder, ours or anybody's; `name` is its name in messages.
+    """Load an encoder from a timm folder, ours or anyone else's; `name` is its name in messages.
 
     Raises:
         UserError: if a file is missing or damaged, or the weights do not fit the architecture.
@@ -123,7 +124,7 @@ def load_timm_folder(folder: Path, name: str) -> LoadedEncoder:
 
 
 def _description(config: dict[str, Any]) -> dict[str, Any]:
-    """What timm's own configuration says of an encoder, as ours would."""
+    """Convert timm's own configuration of an encoder to our description."""
     data = config.get("pretrained_cfg", config)
     in_chans, image_size, _ = data.get("input_size", (3, 224, 224))
     settled = ("in_chans", "img_size", "num_classes")
@@ -147,7 +148,7 @@ def _enlarge_stem(weights: dict[str, Tensor], stem: str) -> dict[str, Tensor]:
     eps = nn.BatchNorm2d(1).eps
     weights["conv1.weight"] = large
     weights["maxpool.0.weight"] = pick
-    # Batch norm as the identity: variance + eps is one.
+    # Make this batch norm the identity: variance + eps is one.
     weights["maxpool.1.weight"] = torch.ones(channels)
     weights["maxpool.1.bias"] = torch.zeros(channels)
     weights["maxpool.1.running_mean"] = torch.zeros(channels)

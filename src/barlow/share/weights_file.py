@@ -1,4 +1,4 @@
-"""Files of weights from any project: tensors and their names, and nothing executed."""
+"""Files of weights from any project: tensors and their names are read, nothing is executed."""
 
 import re
 from dataclasses import dataclass
@@ -12,21 +12,21 @@ from torch import Tensor
 from barlow.checkpoint import load_checkpoint
 from barlow.errors import UserError
 
-# Settings and notes that other projects pickle beside their weights. In their place stands
-# something that does nothing; whatever else a file asks for by name, it is refused.
+# Settings and notes that other projects pickle beside their weights. They are replaced by an object
+# that does nothing. A file that refers to any other global is refused.
 _NOTES = re.compile(
     r"__main__\.exclude_bias_and_norm"  # in the optimiser's state of facebookresearch/barlowtwins
     r"|argparse\.Namespace|omegaconf\.[\w.]+|pathlib\.\w+|typing\.Any"
     r"|builtins\.(?:bool|dict|float|int|list|set|str|tuple)"
 )
-# Dictionaries of another class, which the unpickler fills: plain ones do.
+# Subclasses of dict that the unpickler fills; plain dictionaries can take their place.
 _DICTIONARY = re.compile(r"collections\.defaultdict|(?:pytorch_)?lightning\.[\w.]+\.AttributeDict")
 
-# Where a file keeps its weights, if they are not all there is.
+# Keys under which a file may keep its weights, if it holds other things too.
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 # Counters that thop leaves in a model that it has measured.
 _COUNTERS = re.compile(r"(?:^|\.)total_(?:ops|params)$")
-# What wrapping a module in DistributedDataParallel or torch.compile puts before or into a name.
+# What DistributedDataParallel and torch.compile add to the names of a module's weights.
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+|_orig_mod\.")
 
 
@@ -35,10 +35,10 @@ class WeightsFile:
     """The weights in a file.
 
     Attributes:
-        tensors: by name, without the names that wrappers add.
-        container: the key of the file they were under, or None.
+        tensors: the weights by name, without what wrappers add to the names.
+        container: the key under which the file kept them, or None if there is no such key.
         state: everything in the file.
-        metadata: texts in the head of a safetensors file.
+        metadata: strings in the header of a safetensors file.
     """
 
     tensors: dict[str, Tensor]
@@ -77,7 +77,7 @@ def read_weights(path: Path) -> WeightsFile:
 
 
 class _Nothing:
-    """Stands for an object that is not needed; takes whatever it is given and keeps none of it."""
+    """Stands in for an object that is not needed: accepts any arguments and state, keeps none."""
 
     def __new__(cls, *_: object) -> "_Nothing":
         return object.__new__(cls)
@@ -96,7 +96,7 @@ def _dictionary(*_: object) -> dict[Any, Any]:
 def _stand_ins(path: Path) -> list[Any]:
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # no zip file, or damaged: load_checkpoint says what is wrong
+    except Exception:  # not a zip file, or damaged: load_checkpoint reports what is wrong
         return []
     notes = [(_Nothing, name) for name in names if _NOTES.fullmatch(name)]
     return notes + [(_dictionary, name) for name in names if _DICTIONARY.fullmatch(name)]

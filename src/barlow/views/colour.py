@@ -1,7 +1,8 @@
-"""What happens to a view's pixel values.
+"""The changes to a view's pixel values: colour, blur, solarisation and noise.
 
-Everything here works in place on planes: `(C, N, P)` float32 in 0 to 1, where P is the pixels of
-a view. A channel of the whole batch is then one contiguous block, and a run of samples a slice.
+Everything here works in place on planes: `(C, N, P)` float32 in 0 to 1, where P is the number of
+pixels in a view. In this layout a channel of the whole batch is one contiguous block, and
+consecutive samples are a slice.
 """
 
 from bisect import bisect_left
@@ -15,14 +16,16 @@ from barlow import address
 from barlow.views.geometry import to_device
 from barlow.views.settings import ViewSettings
 
-_GREY = (0.2989, 0.587, 0.114)  # ITU-R 601, torchvision's digits
-_TINY = 1e-12  # a grey pixel has no hue and needs none
+_GREY = (0.2989, 0.587, 0.114)  # ITU-R 601, rounded as in torchvision
+_TINY = 1e-12  # avoids dividing by the chroma of a grey pixel, 0; it has no hue and needs none
 _CONTRAST, _SATURATION, _HUE = 1, 2, 3  # 0 is brightness
-_FAINT = 1e-9  # a weight that no float32 pixel shows; below 1e-38 each costs a hundred products
-_BLOCK = 32  # pixels of a row or column that one product blurs
+# Weights too small to change a float32 pixel; one below 1e-38, a denormal number, would take as
+# long as a hundred products.
+_FAINT = 1e-9
+_BLOCK = 32  # pixels of a row or column that one matrix product blurs
 
 Samples = Tensor | slice
-"""Which samples of a batch: `(n,)` indices, or a slice, which costs no gathering."""
+"""Which samples of a batch: `(n,)` indices, or a slice, which avoids a gather."""
 
 
 def grey(planes: Tensor) -> Tensor:
@@ -35,18 +38,18 @@ def grey(planes: Tensor) -> Tensor:
 
 
 def shift_hue(planes: Tensor, shift: Tensor) -> None:
-    """Turn the hue of RGB planes in place, exactly as through HSV and back.
+    """Shift the hue of RGB planes in place, exactly as a conversion to HSV and back would.
 
-    A turn of the hue keeps the largest and the smallest channel of a pixel, so it needs the hue
-    `h` alone, in sixths of the circle with red at 0. Its distance from red, times the chroma,
-    comes to `g + b - r + largest - 2 * smallest` in all six sectors, its side is the sign of
-    `g - b`, and a channel whose own colour is at `h0` becomes
-    `largest - chroma * clamp(distance(h, h0) - 1, 0, 1)`. There is no comparison in it: `where`
-    and boolean masks cost torch more on the CPU than ten of these steps.
+    Shifting the hue keeps the largest and the smallest channel value of a pixel, so only the hue
+    `h` has to be computed, in sixths of the circle with red at 0. Its distance from red, times the
+    chroma, equals `g + b - r + largest - 2 * smallest` in all six sectors. The sign of `h` is that
+    of `g - b`. A channel whose own colour is at `h0` becomes
+    `largest - chroma * clamp(distance(h, h0) - 1, 0, 1)`. This needs no comparisons: on the CPU,
+    torch takes longer for one `where` or boolean mask than for ten of these steps.
 
     Args:
         planes: `(3, N, P)`.
-        shift: `(N, 1)` share of the circle.
+        shift: `(N, 1)`, as a share of the circle.
     """
     red, green, blue = planes
     upper, lower = torch.maximum(green, blue), torch.minimum(green, blue)
@@ -69,17 +72,17 @@ def shift_hue(planes: Tensor, shift: Tensor) -> None:
 
 
 class Jitter(NamedTuple):
-    """The colour changes of every sample: blends before the hue, the hue, blends after it."""
+    """The colour changes of every sample: blends before the hue shift, the shift, blends after."""
 
     ahead: Tensor
-    """`(N,)` how many of the three blends come before the hue; -1 is no change at all."""
+    """`(N,)` how many of the three blends come before the hue shift; -1 means no change at all."""
     kinds: Tensor
     """`(N, 3)` which blend comes first, second and third."""
     blends: Tensor
-    """`(N, 3, 3)`: for each of the three in turn the share of the image, of its luma and of its
-    mean luma."""
+    """`(N, 3, 3)`: for each of the three in turn, the shares of the image, of its luma and of its
+    mean luma in the blend."""
     hue: Tensor
-    """`(N, 1)` share of the circle."""
+    """`(N, 1)` shift of the hue, as a share of the circle."""
 
     def take(self, samples: Samples) -> "Jitter":
         """The changes of some samples."""
@@ -91,10 +94,11 @@ def draw_jitter(settings: ViewSettings, draws: Tensor) -> Jitter:
 
     Args:
         settings: the view's distribution.
-        draws: `(N, 9)` uniform numbers: whether, four strengths, four whose ranks are the order.
+        draws: `(N, 9)` uniform numbers: one decides whether to change the sample, four give the
+            strengths, and the ranks of the last four are the order.
 
     Returns:
-        What `jitter` applies.
+        The changes that `jitter` applies.
     """
     strength = torch.tensor([settings.brightness, settings.contrast, settings.saturation])
     low = (1 - strength).clamp(min=0)
@@ -106,14 +110,14 @@ def draw_jitter(settings: ViewSettings, draws: Tensor) -> Jitter:
 def plan(order: Tensor, factors: Tensor, hue: Tensor, jittered: Tensor) -> Jitter:
     """Colour changes of known strength and order.
 
-    Brightness, contrast and saturation are each a blend of the image with something: black, its
-    mean luma, its luma. So all three are `factor * x + share * luma + share * mean luma`.
+    Brightness blends the image with black, contrast with its mean luma and saturation with its
+    luma. So all three are `factor * x + share * luma + share * mean luma`.
 
     Args:
         order: `(N, 4)` the four changes in turn; 0 is brightness, 1 contrast, 2 saturation, 3 hue.
-        factors: `(N, 3)` of the first three.
-        hue: `(N, 1)`.
-        jittered: `(N,)` bool.
+        factors: `(N, 3)` strengths of the first three.
+        hue: `(N, 1)` shift of the hue.
+        jittered: `(N,)` bool, whether to change the sample at all.
     """
     kinds = order[order != _HUE].view(-1, 3)
     factor = factors.gather(1, kinds)  # (N, 3), in the order of the blends
@@ -125,26 +129,26 @@ def plan(order: Tensor, factors: Tensor, hue: Tensor, jittered: Tensor) -> Jitte
 def jitter(planes: Tensor, changes: Jitter) -> None:
     """Brightness, contrast, saturation and hue, every sample in its own order, in place.
 
-    The hue is the dear one, so it is done once for the whole batch: before it come the blends
-    that precede it, after it the rest. The samples are sorted by `ahead`, so each of these steps
-    takes one slice.
+    The hue shift is the expensive step, so it is done once for the whole batch: after the blends
+    that precede it in each sample, and before the rest. The samples are sorted by `ahead`, so each
+    of these steps works on one slice.
 
     Args:
         planes: `(C, N, P)`, C being 1 or 3.
-        changes: of these samples, `ahead` rising.
+        changes: those of these samples, sorted by `ahead`.
     """
     ahead = changes.ahead.tolist()
     start, n = bisect_left(ahead, 0), len(ahead)
-    for k in range(3):  # the k-th blend of those who have more than k before the hue
+    for k in range(3):  # the k-th blend of samples with more than k blends before the hue shift
         _blend(planes, changes, k, slice(bisect_left(ahead, k + 1), n))
     if len(planes) == 3 and start < n:
         shift_hue(planes[:, start:], changes.hue[start:])
-    for k in range(3):  # and of those who have not
+    for k in range(3):  # the k-th blend of the other samples
         _blend(planes, changes, k, slice(start, bisect_left(ahead, k + 1)))
 
 
 def _blend(planes: Tensor, changes: Jitter, k: int, samples: slice) -> None:
-    """The k-th blend of some samples, in place; what none of them needs is not computed."""
+    """Apply the k-th blend of some samples, in place; compute only what one of them needs."""
     if samples.start >= samples.stop:
         return
     kinds = changes.kinds[samples, k].tolist()
@@ -163,7 +167,7 @@ def _blend(planes: Tensor, changes: Jitter, k: int, samples: slice) -> None:
 
 
 def _select(planes: Tensor, samples: Samples) -> Tensor:
-    """The planes of some samples; `planes[:, indices]` gathers rows several times as slowly."""
+    """The planes of some samples; gathering by `planes[:, indices]` is several times slower."""
     return planes[:, samples] if isinstance(samples, slice) else planes.index_select(1, samples)
 
 
@@ -173,18 +177,18 @@ def to_grey(planes: Tensor, samples: Samples) -> None:
 
 
 def blur(planes: Tensor, samples: Samples, sigma: Tensor, size: int, reach: int) -> None:
-    """Gaussian blur of some samples, in place; reflected at the border, as torchvision.
+    """Blur some samples with a Gaussian, in place; reflected at the border, as in torchvision.
 
-    Blurring a block of pixels is a product with the band matrix of the kernel: torch's matrix
-    products run near the speed of the machine, its convolutions with a kernel per sample far
-    from it.
+    A block of pixels is blurred by a product with the band matrix of the kernel, because torch's
+    matrix products run near the machine's peak speed, and its convolutions with a kernel per sample
+    run far below it.
 
     Args:
         planes: `(C, N, P)`.
         samples: which of the N.
-        sigma: `(n, 1)` pixels.
-        size: pixels of each side, P being its square.
-        reach: pixels from the kernel's middle to its end.
+        sigma: `(n, 1)` in pixels.
+        size: pixels per side; P is its square.
+        reach: pixels from the kernel's centre to its end.
     """
     reach = min(reach, size - 1)
     offset = torch.arange(-reach, reach + 1, device=planes.device)
@@ -192,13 +196,13 @@ def blur(planes: Tensor, samples: Samples, sigma: Tensor, size: int, reach: int)
     kernel *= kernel > _FAINT
     kernel /= kernel.sum(1, keepdim=True)  # (n, k)
     block = min(size, _BLOCK)
-    over = -size % block  # pixels that fill the last block
+    over = -size % block  # pixels of padding that complete the last block
     window = block + 2 * reach
-    # A kernel followed by `block` zeros, written `block` times and read in lines one shorter,
-    # moves one to the right from line to line.
+    # If the kernel followed by `block` zeros is repeated `block` times and read in lines that are
+    # one element shorter, the kernel moves one element to the right from line to line.
     band = F.pad(kernel, (0, block))[:, None].expand(-1, block, -1).flatten(1)
     band = band[:, : block * window].reshape(-1, block, window)  # one for each sample
-    for plane in planes:  # one channel of a photograph at a time stays in the cache
+    for plane in planes:  # one at a time, as one channel of a photograph fits in the cache
         x = _select(plane[None], samples).view(-1, size, size)
         x = F.pad(x, (0, 0, reach, reach), mode="reflect")
         x = F.pad(x, (0, 0, 0, over)) if over else x
@@ -217,13 +221,13 @@ def solarise(planes: Tensor, samples: Samples, threshold: float) -> None:
 
 
 def add_noise(planes: Tensor, samples: Tensor, std: Tensor, key: int, position: Tensor) -> None:
-    """Add Gaussian noise to some samples, in place, every pixel's by its address.
+    """Add Gaussian noise to some samples, in place, as a function of key, position and pixel.
 
     Args:
         planes: `(C, N, P)`.
         samples: `(n,)` indices.
         std: `(n, 1)`.
-        key: of the noise alone.
+        key: a key that is used for the noise alone.
         position: `(n,)` int64.
     """
     c, _, pixels = planes.shape

@@ -36,7 +36,7 @@ def draw_views(
     out = Path(out)
     if out.is_dir():
         raise UserError(f"{out} is a folder: name a PNG file in it, such as {out / 'views.png'}")
-    # Small views are magnified by whole pixels, so that a person sees the pixels.
+    # Small views are magnified by a whole number, so that their pixels can be seen.
     cell = views.image_size * max(1, 96 // views.image_size)
     width = len(_CAPTIONS) * (cell + _GAP) + _GAP
     height = _CAPTION + len(images) * (cell + _GAP) + _GAP
@@ -72,7 +72,7 @@ def with_views(
 
 
 def picture(pixels: Tensor, cell: int) -> Image.Image:
-    """`(C, H, W)` uint8 as an RGB picture that fits a square cell; other channel counts as grey."""
+    """`(C, H, W)` uint8 as RGB that fits a square cell; if C is not 3, channel 0 in grey."""
     if len(pixels) != 3:
         pixels = pixels[:1].expand(3, -1, -1)
     whole = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())

@@ -1,4 +1,4 @@
-"""Where a view's pixels come from: crop, resize and flip, then rotation and its kin."""
+"""Where a view's pixels come from: crop, resize, flip; then rotation, shift, zoom and shear."""
 
 import math
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from barlow import address
 from barlow.views.settings import ViewSettings
 
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after ten, then crops the middle
-_CROP = 0  # stream of random numbers; `two_views` has those of what follows the crop
-_BATCHED_UP_TO = 64  # pixels: above it a dense weight matrix costs more than one call per image
+_CROP = 0  # stream of random numbers; those of the steps after the crop are in `two_views`
+_BATCHED_UP_TO = 64  # pixels a side; above, dense weight matrices cost more than a call per image
 
 
 def crop_boxes(
@@ -39,7 +39,7 @@ def crop_boxes(
     ratio = (low + (high - low) * draws[:, _ATTEMPTS : 2 * _ATTEMPTS]).exp()
     w, h = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-    first = fits.int().argmax(1, keepdim=True)  # argmax gives the first of equals
+    first = fits.int().argmax(1, keepdim=True)  # argmax returns the first of equal values
     failed = ~fits.any(1, keepdim=True)
     whole_w = torch.minimum(width, (height * settings.crop_ratio[1]).round())
     whole_h = torch.minimum(height, (width / settings.crop_ratio[0]).round())
@@ -91,7 +91,7 @@ def crop_one(image: Tensor, box: Tensor, size: int) -> Tensor:
     top, left, h, w, mirrored, upside_down = box.tolist()
     part = image[:, top : top + h, left : left + w]
     if (h, w) != (size, size):
-        # uint8 is resized antialiased on the CPU only.
+        # torch resizes uint8 with antialiasing on the CPU only.
         pixels = part[None] if part.is_cpu else part[None].float()
         pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
         part = (pixels if part.is_cpu else pixels.round_().to(torch.uint8))[0]
@@ -102,8 +102,8 @@ def crop_one(image: Tensor, box: Tensor, size: int) -> Tensor:
 def crop_batch(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Crop, resize and flip a batch of small images.
 
-    A resize along one axis is a product with a matrix of interpolation weights, the crop and
-    the flip are in the weights, so this is two batched matrix products.
+    Resizing along one axis is a product with a matrix of interpolation weights, and the weights
+    include the crop and the flip, so all this takes two batched matrix products.
 
     Args:
         images: `(N, C, H, W)` uint8.
@@ -127,7 +127,7 @@ def crop_batch(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; a GPU gets it from pinned memory, which waits for nothing."""
+    """A tensor on a device; copied to a GPU from pinned memory, so that nothing has to wait."""
     if device.type == "cuda" and x.is_cpu:
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
@@ -174,7 +174,7 @@ def _weights(
     first, last = start[:, None], (start + length - 1)[:, None]
     centre = (out + 0.5) * factor + (first - 0.5)  # in pixels of the source
     pixel = torch.arange(source, device=device, dtype=torch.float32)[:, None]
-    if source <= size:  # nothing shrinks: past the last pixel's middle it is that pixel alone
+    if source <= size:  # nothing shrinks; beyond the centre of an edge pixel, only that one counts
         distance = (pixel - centre.clamp(first, last)[:, None]).abs_()  # (N, source, size)
         return torch.rsub(distance, total, alpha=total).clamp_(min=0)
     distance = (pixel - centre[:, None]).mul_(1 / factor.clamp(min=1)[:, None]).abs_()
@@ -199,11 +199,11 @@ def affine(images: Tensor, settings: ViewSettings, draws: Tensor) -> Tensor:
     shear = torch.deg2rad(sides[:, 4] * settings.shear)
     low, high = settings.zoom
     zoom = low + (high - low) * draws[:, 3]
-    # Whole pixels, as torchvision shifts; in grid units the image is 2 wide.
+    # torchvision shifts by whole pixels; in units of the grid, the image is 2 wide.
     size = images.shape[-1]
     right, down = ((sides[:, i] * settings.translation * size).round() * 2 / size for i in (1, 2))
     cos, sin = angle.cos(), angle.sin()
-    # Forward: p' = R(angle) [[1, -tan(shear)], [0, 1]] zoom p + shift. The grid asks backwards.
+    # Forward: p' = R(angle) [[1, -tan(shear)], [0, 1]] zoom p + shift. The grid is its inverse.
     a, b, c, d = cos / zoom, sin / zoom, -sin / zoom, cos / zoom
     a, b = a + shear.tan() * c, b + shear.tan() * d
     theta = torch.stack([a, b, -(a * right + b * down), c, d, -(c * right + d * down)], 1).view(

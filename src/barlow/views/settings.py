@@ -81,7 +81,7 @@ class ViewSettings:
             pair = getattr(self, name)
             if not _is_pair(pair) or not 0 <= pair[0] <= pair[1]:
                 raise UserError(f"{name} must be a range of two numbers, low then high, not {pair}")
-            object.__setattr__(self, name, tuple(pair))  # a recipe gives a list
+            object.__setattr__(self, name, tuple(pair))  # a recipe contains lists
         for name in ("brightness", "contrast", "saturation"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}: a strength must not be negative")
@@ -115,15 +115,16 @@ def _is_pair(value: object) -> bool:
 
 _PAPER = ViewSettings()
 _PAPER2 = dataclasses.replace(_PAPER, blur=0.1, solarise=0.2)
-# Blur at 32 pixels removes what there is to learn; 0.2 is the usual lower end of the crop there.
+# Blur at 32 pixels removes what there is to learn; 0.2 is the usual smallest crop at that size.
 _SMALL = dataclasses.replace(_PAPER, crop_scale=(0.2, 1.0), blur=0.0)
 _SMALL2 = dataclasses.replace(_SMALL, solarise=0.2)
-# A mirrored or upside-down digit is another digit, and a small crop of one is none.
+# A mirrored or upside-down digit is a different digit, and a small crop of one is not a digit.
 _DIGITS = ViewSettings(
     crop_scale=(0.6, 1.0), horizontal_flip=0.0, rotation=20.0, translation=0.12, zoom=(0.8, 1.15),
     shear=15.0, jitter=0.0, greyscale=0.0, blur=0.0, noise=0.5, noise_std=(0.0, 0.15),
 )  # fmt: skip
-# From above there is no up; the colour of ground and water is information, so hue moves less.
+# Seen from above, images have no upright direction; the colours of ground and water carry
+# information, so the hue changes less.
 _AERIAL = ViewSettings(
     crop_scale=(0.2, 1.0), vertical_flip=0.5, rotation=180.0, border="reflection", hue=0.05,
     greyscale=0.1, blur=0.5, blur_sigma=(0.1, 1.5),
@@ -151,6 +152,7 @@ def view_settings(
 ) -> tuple[ViewSettings, ViewSettings]:
     """The two distributions of a preset, with some fields replaced.
 
+    Args:
         preset: a name in `PRESETS`.
         view1: fields of the first view's `ViewSettings` to replace.
         view2: fields of the second view's `ViewSettings` to replace.

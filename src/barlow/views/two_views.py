@@ -13,10 +13,11 @@ from barlow.views import colour, geometry
 from barlow.views.settings import ViewSettings, default_mean_std, view_settings
 
 _PIXELS, _NOISE = 1, 2  # streams of random numbers, one key each; 0 is the crop in `geometry`
-_CHUNK = 100_000  # pixels a thread works on at a time: their planes of floats stay in its cache
+_CHUNK = 100_000  # pixels that a thread works on at a time, so that their floats stay in its cache
 
 Cut = Callable[[int, Tensor], Tensor]
-"""Crops of a view's samples by number: floats 0 to 1, `(C, n, S, S)`, memory of their own."""
+"""Takes a view's index and sample indices; returns their crops as floats from 0 to 1,
+`(C, n, S, S)`, in new memory."""
 
 
 class TwoViews(nn.Module):
@@ -101,7 +102,7 @@ class TwoViews(nn.Module):
         if key is None:
             key = int(torch.randint(2**63 - 1, ()))
             if number := rank():
-                key = address.key(key, number)  # ranks are seeded alike
+                key = address.key(key, number)  # all ranks have the same seed
         if position is None:
             position = torch.arange(len(images))
         if not geometry.fits_batched_crop(images, self.image_size):
@@ -183,14 +184,14 @@ class TwoViews(nn.Module):
         return view1, view2
 
     def _finish(self, view: int, cut: Cut, key: int, position: Tensor, out: Tensor) -> None:
-        """Fill `(N, P, C)`, which is channels last, with one view."""
+        """Draw one view into `out`: `(N, P, C)`, which is channels last."""
         settings, device = self.settings[view], out.device
         n, c, size = len(position), self.in_chans, self.image_size
         draws = address.uniform(address.key(key, view, _PIXELS), position, 20)
         order, changes = torch.arange(n), None
         if settings.jitter > 0 and c in (1, 3):
             changes = colour.draw_jitter(settings, draws[:, :9])
-            order = changes.ahead.argsort(stable=True)  # as `colour.jitter` wants them
+            order = changes.ahead.argsort(stable=True)  # as `colour.jitter` requires
             changes = changes.take(order)
             changes = changes._replace(
                 blends=geometry.to_device(changes.blends, device),
@@ -221,7 +222,7 @@ class TwoViews(nn.Module):
         noise_key: int,
         position: Tensor,
     ) -> None:
-        """What follows the colour changes, in place on `(C, n, P)`."""
+        """Apply what follows the colour changes, in place on `(C, n, P)`."""
         device = planes.device
 
         def drawn(column: int, probability: float) -> Tensor:
@@ -251,11 +252,12 @@ class TwoViews(nn.Module):
             colour.add_noise(planes, indices, std, noise_key, position[samples])
 
     def _normalise(self, planes: Tensor, rows: Tensor, out: Tensor) -> None:
-        """Write `(C, n, P)` where it belongs in `(N, P, C)`, which is channels last."""
+        """Normalise `(C, n, P)` into its rows of `out`: `(N, P, C)`, which is channels last."""
         alone = len(rows) == 1
         place = out[rows[0]][None] if alone else out.new_empty(len(rows), *out.shape[1:])
         shift = (-self.mean / self.std).flatten()
-        # Into every C-th place of the memory: dearer than in one line, cheaper than moving twice.
+        # Writing to every C-th element is slower than writing to contiguous memory, but faster than
+        # moving the data twice.
         for channel, plane in enumerate(planes):
             scale = self._scale[channel]
             torch.add(shift[channel], plane, alpha=scale, out=place[:, :, channel])
