@@ -34,7 +34,7 @@ def throughput(data: str, devices: int, steps: int) -> float:
             "recipe": "cifar10-cpu",
             "out": out,
             "devices": devices,
-            "limit": 256 * steps,
+            "limit": 128 * steps,
             "epochs": 1,
             "log-every": 4,
             "validation-limit": 2,

@@ -224,7 +224,7 @@ def test_runs_evaluated_in_other_ways_are_refused(tmp_path):
 def test_a_run_without_results_and_a_place_that_is_none_are_named(tmp_path):
     with pytest.raises(UserError, match="not been evaluated yet: run `barlow evaluate"):
         compare(str(tmp_path), str(tmp_path))
-    with pytest.raises(UserError, match="neither a run nor a JSON file"):
+    with pytest.raises(UserError, match="neither a run nor a JSON result file"):
         compare(str(tmp_path / "none"), str(tmp_path))
 
 

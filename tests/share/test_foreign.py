@@ -287,7 +287,7 @@ def test_a_classifier_beside_stable_pretrainings_projector_pads_nothing(resnet18
     ours = barlow.load_encoder(saved(tmp_path, parts))
     view = torch.randn(2, 3, IMAGES, IMAGES)
     assert torch.equal(ours(view), theirs(view))
-    assert "of solo-learn's would be two" in ours.origin
+    assert "where solo-learn's pads by two" in ours.origin
 
 
 def test_the_encoder_that_is_trained_is_taken_not_the_keys(resnet18, tmp_path):
