@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import logging
+from pathlib import Path
 
 import pytest
 import timm
@@ -19,7 +20,7 @@ from barlow.validation import HEALTH
 
 # Dropout in the encoder, random views and an order that is shuffled: nothing here is easy.
 TINY = {
-    "recipe": "demo",
+    "recipe": str(Path(__file__).parent / "digits.yaml"),
     "encoder_args": {
         "levels": [0, 0, 1, 1, 1, 1],
         "channels": [4, 4, 8, 8, 8, 16],

@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from barlow.settings import Settings
 from barlow.tracking import tracked
 
 TINY = {
-    "recipe": "demo",
+    "recipe": str(Path(__file__).parent / "digits.yaml"),
     "encoder_args": {"levels": [0, 0, 1, 1, 1, 1], "channels": [4, 4, 8, 8, 8, 16]},
     "projector": [16, 16],
     "batch_size": 8,

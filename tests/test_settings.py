@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 import barlow
@@ -49,7 +51,7 @@ def test_the_off_diagonal_target_is_that_of_the_loss(tmp_path):
     parser = new_parser("pretrain", "")
     add_options(parser, Settings)
     given = {
-        "recipe": "demo",
+        "recipe": str(Path(__file__).parent / "digits.yaml"),
         "encoder_args": {"levels": [0, 0, 1, 1, 1, 1], "channels": [4, 4, 8, 8, 8, 16]},
         "projector": [16, 16],
         "batch_size": 32,

@@ -15,7 +15,7 @@ from barlow.progress import Reporter
 from barlow.run import METRICS
 
 TINY = {
-    "recipe": "demo",
+    "recipe": str(Path(__file__).parent / "digits.yaml"),
     "encoder_args": {"levels": [0, 0, 1, 1, 1, 1], "channels": [4, 4, 8, 8, 8, 16]},
     "projector": [16, 16],
     "batch_size": 32,

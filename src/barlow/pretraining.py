@@ -86,7 +86,7 @@ def pretrain(
         ...                           epochs=1, limit=64, batch_size=32,
         ...                           validation_limit=64)
         ...     run.encoder().num_features
-        128
+        2016
     """
     return train(Settings.of(source, recipe, **settings), out, reporter)
 

@@ -20,7 +20,7 @@ from barlow.data import open_source
 from barlow.evaluation.protocols import PROTOCOLS
 
 TINY = [
-    "--recipe=demo",
+    f"--recipe={Path(__file__).parents[1] / 'digits.yaml'}",
     '--encoder-args={"levels": [0, 0, 1, 1, 1, 1], "channels": [4, 4, 8, 8, 8, 16]}',
     *("--projector", "16", "16", "--batch-size", "32", "--limit", "128", "--epochs", "2"),
     *("--validation-limit", "64", "--accelerator", "cpu"),

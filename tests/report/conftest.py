@@ -1,12 +1,13 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import barlow
 
 TINY = {
-    "recipe": "demo",
+    "recipe": str(Path(__file__).parents[1] / "digits.yaml"),
     "encoder_args": {"levels": [0, 0, 1, 1, 1, 1], "channels": [4, 4, 8, 8, 8, 16]},
     "projector": [16, 16],
     "batch_size": 32,

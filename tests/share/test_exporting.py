@@ -1,5 +1,6 @@
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,7 +38,13 @@ def pictures(*shape):
 
 
 def test_a_run_goes_to_timm_and_back_bit_for_bit(tmp_path):
-    tiny = {"recipe": "demo", "epochs": 1, "limit": 64, "batch_size": 32, "projector": [16]}
+    tiny = {
+        "recipe": str(Path(__file__).parents[1] / "digits.yaml"),
+        "epochs": 1,
+        "limit": 64,
+        "batch_size": 32,
+        "projector": [16],
+    }
     run = barlow.pretrain("mnist5k", tmp_path / "run", accelerator="cpu", **tiny)
     done = export(run.path, "timm", str(tmp_path / "timm"))
     assert done.path == tmp_path / "timm"

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from barlow.settings import Settings
 from barlow.share import save_encoder
 
 TINY = {
-    "recipe": "demo",
+    "recipe": str(Path(__file__).parents[1] / "digits.yaml"),
     "epochs": 1,
     "limit": 64,
     "validation_limit": 64,

@@ -25,7 +25,7 @@ from barlow.share.card import _OMITTED
 from barlow.share.pushing import push
 
 TINY = {
-    "recipe": "demo",
+    "recipe": str(Path(__file__).parents[1] / "digits.yaml"),
     "epochs": 1,
     "limit": 64,
     "validation_limit": 64,
