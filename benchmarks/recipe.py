@@ -3,7 +3,8 @@
     python benchmarks/recipe.py CIFAR10 [--recipe NAME] [--seeds 0 1 2] [--untrained]
 
 Every encoder gets the same probes: a linear classifier on the frozen representation, trained on
-the 50,000 training labels, and k-NN (k = 20). The 10,000 test images are used once, for the table.
+the 50,000 training labels (or on --labels-per-class of each class), and k-NN (k = 20) among the
+same images. The 10,000 test images are used once, for the table.
 CIFAR10 is `cifar10` or any other source; without it the benchmark is skipped with a message.
 Trainings are kept in --out; the same command resumes one that was interrupted.
 """
@@ -28,17 +29,23 @@ from step import matrix_rate
 PROBES = {"linear": "{} pretraining", "knn": "{} pretraining, k = 20, t = 0.07"}
 
 
-def probed(encoder: str | nn.Module, data: str, pretrained: str = "with") -> dict[str, float]:
-    """Top-1 on the test images by probe; of the untrained network if `pretrained` is "without"."""
+def probed(
+    encoder: str | nn.Module, data: str, labels: int | None, pretrained: str = "with"
+) -> dict[str, float]:
+    """Top-1 on the test images by probe, from so many labels of each class (None: from all).
+
+    It is that of the untrained network if `pretrained` is "without".
+    """
     found = {}
+    options = {} if labels is None else {"labels_per_class": labels}
     for protocol, name in PROBES.items():
         baseline = "random" if pretrained == "without" else None
-        result = barlow.evaluate(encoder, data, data, protocol=protocol, baseline=baseline)
+        result = barlow.evaluate(encoder, data, data, protocol, baseline=baseline, **options)
         found[protocol] = result[name.format(pretrained)].values["val_top1"]
     return found
 
 
-def ours(data: str, recipe: str, seed: int, out: Path) -> dict[str, float]:
+def ours(data: str, recipe: str, seed: int, out: Path, labels: int | None) -> dict[str, float]:
     """Train through the command line, then probe the encoder."""
     run = Run(out / f"{recipe}-seed{seed}")
     command = [sys.executable, "-m", "barlow", "pretrain", data, "--recipe", recipe]
@@ -46,7 +53,7 @@ def ours(data: str, recipe: str, seed: int, out: Path) -> dict[str, float]:
         raise SystemExit(f"stopped: the training of seed {seed} did not end well")
     last = run.metrics()[-1]
     told = {"seed": seed, "seconds": last["seconds"], "epochs": last["epoch"]}
-    return told | probed(str(run.path), data)
+    return told | probed(str(run.path), data, labels)
 
 
 def show(name: str, rows: Sequence[dict[str, float]]) -> None:
@@ -64,12 +71,17 @@ def show(name: str, rows: Sequence[dict[str, float]]) -> None:
 
 
 def write_result(
-    name: str, command: str, seeds: Sequence[int], rows: Sequence[dict[str, float]], **more: object
+    name: str, command: str, options: argparse.Namespace, rows: Sequence[object], **more: object
 ) -> None:
     """Write the rows, with the command and the machine's current rate of matrix products."""
+    command += f" --seeds {' '.join(map(str, options.seeds))}"
+    name += f"-seed{'-'.join(map(str, options.seeds))}"
+    if options.labels_per_class is not None:
+        command += f" --labels-per-class {options.labels_per_class}"
+        name += f"-{options.labels_per_class}labels"
     result = {
         "date": date.today().isoformat(),
-        "command": f"python benchmarks/{command} --seeds {' '.join(map(str, seeds))}",
+        "command": f"python benchmarks/{command}",
         "environment": environment(),
         "matrix_rate": matrix_rate(),
         **more,
@@ -80,26 +92,32 @@ def write_result(
     write_text(folder / f"{name}-{date.today()}.json", json.dumps(result, indent=1) + "\n")
 
 
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line, with the options that recipes and peers share."""
+    parser.add_argument("--labels-per-class", type=int, help="of training images, for the probes")
+    parser.add_argument("--out", type=Path, default=Path("runs/recipe"), help="for trainings")
+    return parser.parse_args()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", nargs="?", default="", help="CIFAR-10, as any source")
     parser.add_argument("--recipe", default="cifar10-10min")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--untrained", action="store_true", help="also the recipe's network as is")
-    parser.add_argument("--out", type=Path, default=Path("runs/recipe"), help="for trainings")
-    options = parser.parse_args()
+    options = parse(parser)
     if not options.data:
         print("skipped: give CIFAR-10: cifar10, or a folder of its Parquet files")
         return
-    name = options.recipe
-    rows = [ours(options.data, name, seed, options.out) for seed in options.seeds]
+    name, labels = options.recipe, options.labels_per_class
+    rows = [ours(options.data, name, seed, options.out, labels) for seed in options.seeds]
     if options.untrained:
         run = str(options.out / f"{name}-seed{options.seeds[0]}")
         bare = {"seed": 0, "seconds": 0, "epochs": 0}
-        rows.append(bare | probed(run, options.data, "without"))
+        rows.append(bare | probed(run, options.data, labels, "without"))
     show(name, rows)
     command = f"recipe.py CIFAR10 --recipe {name}{' --untrained' * options.untrained}"
-    write_result(f"recipe-{name}", command, options.seeds, rows)
+    write_result(f"recipe-{name}", command, options, rows)
 
 
 if __name__ == "__main__":

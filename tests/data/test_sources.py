@@ -101,6 +101,13 @@ def test_train_and_val_folders_are_splits_with_the_same_classes(folder: Make) ->
     assert list(open_source(str(root), "test").ids) == ["val/dog/3.png"]
 
 
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_the_only_split_is_for_training_alone(folder: Make, split: str) -> None:
+    root = folder([f"{split}/cat/1.png", f"{split}/dog/2.png"])
+    assert len(open_source(str(root), "train")) == 2
+    assert open_held_out(str(root)) is None
+
+
 def test_folders_linked_in_a_circle_are_walked_once(folder: Make) -> None:
     root = folder(["a/1.png"])
     (root / "a" / "back").symlink_to(root, target_is_directory=True)

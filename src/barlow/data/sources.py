@@ -81,7 +81,8 @@ def open_source(
 def open_held_out(source: str, *, in_chans: int = 3) -> Source | None:
     """Open the validation split, else the test split.
 
-    None if the source has neither, or if it names a split itself (`::split`).
+    None if the source has neither, if it names a split itself (`::split`), or if it has a single
+    split, which is for training whatever its name.
 
     Example:
         >>> open_held_out("mnist5k")

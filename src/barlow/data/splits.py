@@ -66,11 +66,12 @@ def split_chooser(source: str, split: str | None, *, explicit: bool) -> SplitCho
             return []
         if split in available:
             return [split]
+        lone = len(available) == 1 and not explicit  # read for training, whatever its name
         for role in WANTED.get(split, (role_of(split),)):
             for name in available:
-                if role_of(name) == role:
+                if role_of(name) == role and not (lone and split == "held_out"):
                     return [name]
-        if split == "train" and not explicit and len(available) == 1:
+        if lone and split == "train":
             return list(available)
         found = f"found: {', '.join(available)}" if available else "it has no splits"
         raise NoSuchSplit(f"{source} has no split {split!r}; {found}")

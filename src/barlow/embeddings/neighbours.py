@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from barlow.embeddings.table import EmbeddingTable
 from barlow.errors import UserError
 
-_HELD = 2**20  # similarities held at a time, over all queries; at least _QUERIES for each query
-_QUERIES = 4096  # processed at a time
+_BLOCK = 2**20  # similarities in a block, unless _QUERIES for each query are more
+_QUERIES = 4096  # rows compared with the file at a time, in a search for pairs
 _MOST_PAIRS = 10_000_000
 _ROUNDING = 1e-6  # error of a float32 cosine: a vector and itself may give slightly less than 1
 
@@ -87,7 +87,7 @@ def _similarities(
         The first row of a block and its similarities `(Q, n)`, which the next block overwrites.
     """
     queries = F.normalize(queries)
-    size = max(_QUERIES, _HELD // len(queries))
+    size = max(_QUERIES, _BLOCK // len(queries))
     held = torch.empty(len(queries), size)
     start, filled = first, 0
     for _, block in table.blocks(first):

@@ -219,8 +219,9 @@ def _events(facts: Facts) -> str:
         ]
         parts.append(table([["time (UTC)", "", "machine"], *lines], "Starts", "text"))
     if facts.warnings:
-        last = [["time", "warning"], *map(list, facts.warnings[-_LISTED:])]
-        parts.append(f"<h3>{len(facts.warnings)} warning(s)</h3>{table(last, 'Warnings', 'text')}")
+        last = [["time", "warning or error"], *map(list, facts.warnings[-_LISTED:])]
+        title = f"{len(facts.warnings)} warning(s) or error(s)"
+        parts.append(f"<h3>{title}</h3>{table(last, 'Warnings and errors', 'text')}")
     if facts.skipped:
         lines = [["image", "reason"], *map(list, facts.skipped[:_LISTED])]
         title = f"{len(facts.skipped)} image(s) that cannot be read"
