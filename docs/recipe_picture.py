@@ -1,10 +1,10 @@
 """The picture of docs/recipe.md: accuracy against operations, ours beside published figures.
 
-python docs/recipe_picture.py benchmarks/results/recipe-cifar10-10min-*.json docs/pictures
+python docs/recipe_picture.py benchmarks/results/recipe-*.json docs/pictures
 """
 
 import json
-import statistics
+import re
 import sys
 from pathlib import Path
 
@@ -31,14 +31,26 @@ PUBLISHED = {
 }
 
 
-def operations(recipe: str, epochs: float) -> float:
+def operations_per_epoch(recipe: str) -> float:
     """Count the floating-point operations of a recipe's training on 50,000 images."""
     settings = Settings.of("cifar10", recipe=recipe)
     model, _ = build_model(settings)
     views = torch.randn(2, 8, 3, settings.image_size, settings.image_size)
     with FlopCounterMode(display=False) as counter:
         model(*views).backward()
-    return counter.get_total_flops() / views.shape[1] * 50_000 * epochs
+    return counter.get_total_flops() / views.shape[1] * 50_000
+
+
+def ours(results: list[Path]) -> dict[str, list[tuple[float, float]]]:
+    """Operations and top-1 in % of every training in the results, by recipe."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for result in map(json.loads, map(Path.read_text, results)):
+        recipe = re.search(r"--recipe (\S+)", result["command"])[1]
+        trained = [row for row in result["rows"] if row["seconds"]]
+        per_epoch = operations_per_epoch(recipe)
+        found = [(per_epoch * row["epochs"], 100 * row["linear"]) for row in trained]
+        points.setdefault(recipe, []).extend(found)
+    return points
 
 
 def draw(results: list[Path], out: Path) -> None:
@@ -51,21 +63,14 @@ def draw(results: list[Path], out: Path) -> None:
             axes.annotate(label, (x, y), (-20, 7), **place)
         else:
             axes.annotate(label, (x, y), (6, -4), va="top", **place)
-    for path in results:
-        rows = [row for row in json.loads(path.read_text())["rows"] if row["seconds"]]
-        recipe = path.stem.removeprefix("recipe-")[: -len("-2026-01-01")]
-        x = operations(recipe, statistics.mean(row["epochs"] for row in rows))
-        y = 100 * statistics.mean(row["linear"] for row in rows)
-        axes.plot(x, y, "s", color="#cc3e2e")
-        axes.annotate(
-            f"{recipe}: {y:.1f} %",
-            (x, y),
-            (6, -4),
-            va="top",
-            textcoords="offset points",
-            fontsize=8,
-        )
-        print(f"{recipe}: {x:.2g} operations, {y:.2f} %")
+    for recipe, points in ours(results).items():
+        x, y = zip(*sorted(points), strict=True)
+        axes.plot(x, y, "s", color="#cc3e2e", markersize=4)
+        between = " to ".join(dict.fromkeys(f"{of(y):.1f}" for of in (min, max)))
+        label = f"{recipe}: {between} %"
+        place = {"textcoords": "offset points", "fontsize": 8}
+        axes.annotate(label, (x[-1], y[-1]), (6, -4), va="top", **place)
+        print(label, *(f"{value:.2g}" for value in x), "operations")
     axes.set(xscale="log", xlim=(1e13, 3e19), ylim=(65, 95))
     axes.set(xlabel="operations of pretraining", ylabel="CIFAR-10 test top-1, %")
     axes.grid(alpha=0.3)
