@@ -53,7 +53,7 @@ def test_search_is_exact_however_it_is_cut(
 ):
     with monkeypatch.context() as patch:
         patch.setattr(table, "_BLOCK_BYTES", block)
-        patch.setattr(neighbours, "_HELD", held)
+        patch.setattr(neighbours, "_BLOCK", held)
         patch.setattr(neighbours, "_QUERIES", held)
         random = np.random.default_rng(rows)
         x = random.standard_normal((rows, features)).astype(dtype)
@@ -82,7 +82,7 @@ def test_queries_of_another_width_are_refused(stored):
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 0.9])
 def test_every_pair_above_is_found_once(stored, monkeypatch, threshold):
     monkeypatch.setattr(neighbours, "_QUERIES", 30)
-    monkeypatch.setattr(neighbours, "_HELD", 17)
+    monkeypatch.setattr(neighbours, "_BLOCK", 17)
     monkeypatch.setattr(table, "_BLOCK_BYTES", 200)
     x = np.random.default_rng(0).standard_normal((150, 3)).astype(np.float32)
     pairs, similarity = pairs_above(stored(x), threshold)
