@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--peer", choices=list(PEERS), default="lightly")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    options = parse(parser)
+    options, shared = parse(parser)
     if not options.data:
         print("skipped: give CIFAR-10: cifar10, or a folder of its Parquet files")
         return
@@ -204,8 +204,8 @@ def main() -> None:
     name = f"{options.peer}-{options.minutes:g}min"
     rows = [row(options, seed) for seed in options.seeds]
     show(name, rows)
-    command = f"peers.py CIFAR10 --peer {options.peer} --minutes {options.minutes:g}"
-    write_result(f"peer-{name}", command, options, rows, lightly=version)
+    command = f"peers.py CIFAR10 --peer {options.peer} --minutes {options.minutes:g}{shared}"
+    write_result(f"peer-{name}{shared}", command, rows, lightly=version)
 
 
 if __name__ == "__main__":

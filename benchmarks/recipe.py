@@ -11,6 +11,7 @@ Trainings are kept in --out; the same command resumes one that was interrupted.
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -70,15 +71,8 @@ def show(name: str, rows: Sequence[dict[str, float]]) -> None:
             print(f"{label:<39}{cells}")
 
 
-def write_result(
-    name: str, command: str, options: argparse.Namespace, rows: Sequence[object], **more: object
-) -> None:
+def write_result(name: str, command: str, rows: Sequence[object], **more: object) -> None:
     """Write the rows, with the command and the machine's current rate of matrix products."""
-    command += f" --seeds {' '.join(map(str, options.seeds))}"
-    name += f"-seed{'-'.join(map(str, options.seeds))}"
-    if options.labels_per_class is not None:
-        command += f" --labels-per-class {options.labels_per_class}"
-        name += f"-{options.labels_per_class}labels"
     result = {
         "date": date.today().isoformat(),
         "command": f"python benchmarks/{command}",
@@ -89,14 +83,19 @@ def write_result(
     }
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)
-    write_text(folder / f"{name}-{date.today()}.json", json.dumps(result, indent=1) + "\n")
+    stem = re.sub("[ -]+", "-", f"{name}-{date.today()}")
+    write_text(folder / f"{stem}.json", json.dumps(result, indent=1) + "\n")
 
 
-def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse the command line, with the options that recipes and peers share."""
+def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, str]:
+    """Parse the command line, with options that peers share; returns these as text, too."""
     parser.add_argument("--labels-per-class", type=int, help="of training images, for the probes")
     parser.add_argument("--out", type=Path, default=Path("runs/recipe"), help="for trainings")
-    return parser.parse_args()
+    options = parser.parse_args()
+    shared = f" --seeds {' '.join(map(str, options.seeds))}"
+    if options.labels_per_class is not None:
+        shared += f" --labels-per-class {options.labels_per_class}"
+    return options, shared
 
 
 def main() -> None:
@@ -105,7 +104,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="cifar10-10min")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--untrained", action="store_true", help="also the recipe's network as is")
-    options = parse(parser)
+    options, shared = parse(parser)
     if not options.data:
         print("skipped: give CIFAR-10: cifar10, or a folder of its Parquet files")
         return
@@ -116,8 +115,8 @@ def main() -> None:
         bare = {"seed": 0, "seconds": 0, "epochs": 0}
         rows.append(bare | probed(run, options.data, labels, "without"))
     show(name, rows)
-    command = f"recipe.py CIFAR10 --recipe {name}{' --untrained' * options.untrained}"
-    write_result(f"recipe-{name}", command, options, rows)
+    command = f"recipe.py CIFAR10 --recipe {name}{' --untrained' * options.untrained}{shared}"
+    write_result(f"recipe-{name}{shared}", command, rows)
 
 
 if __name__ == "__main__":
