@@ -7,7 +7,8 @@ A variant is the options of `barlow pretrain` in which it differs from the recip
 The last 5,000 training images are left out of the trainings, and every encoder is scored on them:
 by ridge regression on the classes of 20,000 others, with the best of a few penalties, and by k-NN
 (k = 20) among the same. So the scores are for choosing and not for quoting; test images are not
-read. A training by the clock depends on what else the machine does: run one alone.
+read. A training by the clock depends on what else the machine does: run one alone. An option
+without a value needs a space in front, as in " --compile".
 """
 
 import argparse
@@ -89,15 +90,15 @@ def main() -> None:
     if not options.data:
         print("skipped: give CIFAR-10: cifar10, or a folder of its Parquet files")
         return
+    print(f"{options.recipe}, {options.minutes:g} minutes, seed {options.seed}")
+    print(f"{'variant':<48}{'images':>9}{'features':>10}{'ridge':>8}{'k-NN':>8}", flush=True)
     rows = []
     for variant in options.variants:
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(row(variant, options, Path(folder) / "run"))
-    print(f"\n{options.recipe}, {options.minutes:g} minutes, seed {options.seed}")
-    print(f"{'variant':<48}{'images':>9}{'features':>10}{'ridge':>8}{'k-NN':>8}")
-    for found in rows:
-        print(f"{found['variant'] or 'as it is':<48}{found['images']:>9,.0f}", end="")
-        print(f"{found['features']:>10,}{found['ridge']:>8.1%}{found['knn']:>8.1%}")
+            found = row(variant, options, Path(folder) / "run")
+        rows.append(found)
+        print(f"{variant or 'as it is':<48}{found['images']:>9,.0f}", end="")
+        print(f"{found['features']:>10,}{found['ridge']:>8.1%}{found['knn']:>8.1%}", flush=True)
     shared = f"--recipe {options.recipe} --minutes {options.minutes:g} --seed {options.seed}"
     command = f"variants.py CIFAR10 {shared} --variants {shlex.join(options.variants)}"
     write_result(f"variants-{options.recipe}-{options.minutes:g}min", command, rows)

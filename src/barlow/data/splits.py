@@ -66,13 +66,16 @@ def split_chooser(source: str, split: str | None, *, explicit: bool) -> SplitCho
             return []
         if split in available:
             return [split]
-        lone = len(available) == 1 and not explicit  # read for training, whatever its name
-        for role in WANTED.get(split, (role_of(split),)):
+        wanted: tuple[str, ...] = WANTED.get(split, (role_of(split),))
+        if len(available) == 1 and not explicit:  # it is for training, whatever its name
+            if split == "train":
+                return list(available)
+            if split == "held_out":
+                wanted = ()
+        for role in wanted:
             for name in available:
-                if role_of(name) == role and not (lone and split == "held_out"):
+                if role_of(name) == role:
                     return [name]
-        if lone and split == "train":
-            return list(available)
         found = f"found: {', '.join(available)}" if available else "it has no splits"
         raise NoSuchSplit(f"{source} has no split {split!r}; {found}")
 
