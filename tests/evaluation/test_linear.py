@@ -31,6 +31,40 @@ def test_logistic_regression_agrees_with_scikit_learn(digits, penalty):
     assert (ours(b).argmax(1) == expected.argmax(1)).float().mean() > 0.998
 
 
+def test_with_few_images_and_a_weak_penalty_it_agrees_too(digits):
+    from sklearn.linear_model import LogisticRegression
+
+    x, y, x_test, y_test = (of[:100] if i < 2 else of for i, of in enumerate(digits))
+    ours, _ = logistic_probe(x, y, 10, penalty=1e-5)
+    standardise = standardisation(x)
+    theirs = LogisticRegression(C=1 / (len(x) * 1e-5), tol=1e-9, max_iter=5000)
+    theirs.fit(standardise(x).double().numpy(), y.numpy())
+    expected = torch.from_numpy(theirs.decision_function(standardise(x_test).double().numpy()))
+    assert (ours(x_test).argmax(1) == expected.argmax(1)).float().mean() > 0.97
+    losses = [float(F.cross_entropy(logits, y_test)) for logits in (ours(x_test), expected)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.03)
+
+
+def test_no_trial_with_few_images_stays_at_the_penalty_before(monkeypatch):
+    losses = []
+
+    class Recorded(linear._Trial):
+        def __call__(self, penalty, start):
+            loss, classifier = super().__call__(penalty, start)
+            losses.append(loss)
+            return loss, classifier
+
+    monkeypatch.setattr(linear, "_Trial", Recorded)
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(100) % 10
+    classes = torch.randn(10, 500, generator=generator)
+    x = torch.randn(100, 500, generator=generator) + 0.5 * classes[y]  # separated in every fold
+    choose_penalty(standardisation(x)(x), y, 10)
+    number = len(linear.PENALTIES)
+    for fold in range(5):
+        assert len(set(losses[fold * number :][: number - 2])) == number - 2
+
+
 def test_a_fit_from_a_start_ends_where_a_fit_from_zero_ends(digits):
     x, y, *_ = digits
     x = standardisation(x)(x)
@@ -124,9 +158,9 @@ def test_no_trial_is_judged_on_a_class_that_it_has_not_fitted(monkeypatch, few):
     seen = []
 
     class Recorded(linear._Trial):
-        def __init__(self, x, y, classes, fit, held_out):
+        def __init__(self, x, y, classes, fit, held_out, tolerance):
             seen.append((set(y[fit].tolist()), set(y[held_out].tolist())))
-            super().__init__(x, y, classes, fit, held_out)
+            super().__init__(x, y, classes, fit, held_out, tolerance)
 
     monkeypatch.setattr(linear, "_Trial", Recorded)
     monkeypatch.setattr(linear, "_FEW", few)
